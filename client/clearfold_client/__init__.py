@@ -1,0 +1,38 @@
+"""Python client of the Clearfold service: relevance heatmaps of images, as numpy arrays and PIL images.
+
+    from clearfold_client import Client
+
+    with Client("http://127.0.0.1:8000") as clearfold:
+        clearfold.explain("cat.jpg").overlay().save("cat.heatmap.png")
+"""
+
+from clearfold_client.client import AsyncClient, Client
+from clearfold_client.problems import (
+    BadTarget,
+    InvalidImage,
+    InvalidParameter,
+    ModelNotFound,
+    NotReachable,
+    Overloaded,
+    Problem,
+    UnsupportedModel,
+)
+from clearfold_client.results import Explanation, Health, Model, Prediction, Target
+
+__all__ = [
+    "AsyncClient",
+    "BadTarget",
+    "Client",
+    "Explanation",
+    "Health",
+    "InvalidImage",
+    "InvalidParameter",
+    "Model",
+    "ModelNotFound",
+    "NotReachable",
+    "Overloaded",
+    "Prediction",
+    "Problem",
+    "Target",
+    "UnsupportedModel",
+]

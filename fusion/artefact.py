@@ -1,0 +1,167 @@
+"""The stored form of a network: graph.json, weights.safetensors and manifest.json; loading runs no code from outside."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx
+
+from fusion.errors import ArtefactError, NonFiniteWeights, UnsupportedOperator
+from fusion.network import Network
+from fusion.operators import is_allowed, operator_for, operator_key
+
+VERSION = 1
+GRAPH, WEIGHTS, MANIFEST = "graph.json", "weights.safetensors", "manifest.json"
+_MAX_NODES = 200_000
+
+# Torch values that may stand among a call's arguments, by their stored kind.
+_KINDS: dict[str, type] = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
+
+
+def save(network: Network, folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a network into an existing folder. Raises UnsupportedOperator where the graph has an operator off the list."""
+    for node in network.graph.nodes:
+        if node.op == "call_function" and not is_allowed(node.target):
+            raise UnsupportedOperator(operator_key(node.target), str(node.meta.get("layer", "")))
+    nodes = [_encode_node(node) for node in network.graph.nodes]
+    weights = {name: t.detach().cpu().contiguous().clone() for name, t in network.constants.items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / GRAPH).write_text(json.dumps({"version": VERSION, "nodes": nodes}, allow_nan=False))
+    (folder / MANIFEST).write_text(json.dumps({"version": VERSION, **manifest}, allow_nan=False, indent=1))
+
+
+def load(folder: Path) -> tuple[Network, dict[str, Any]]:
+    """Read a network and its manifest. Raises ArtefactError for whatever is missing, damaged or of another version."""
+    manifest, stored = _read_json(folder / MANIFEST), _read_json(folder / GRAPH)
+    for part, name in ((manifest, MANIFEST), (stored, GRAPH)):
+        if part.get("version") != VERSION:
+            raise ArtefactError(
+                f"{name} is of version {part.get('version')}, this is version {VERSION}. Upload the network again."
+            )
+    constants = _read_weights(folder / WEIGHTS)
+    try:
+        graph = _decode_graph(stored["nodes"], constants)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ArtefactError(f"{GRAPH} is damaged ({error!r}). Upload the network again.") from error
+    return Network(graph, constants), manifest
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """Only the manifest, for listings."""
+    return _read_json(folder / MANIFEST)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path.name} cannot be read ({error}). Upload the network again.") from error
+    if not isinstance(value, dict):
+        raise ArtefactError(f"{path.name} is damaged. Upload the network again.")
+    return value
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{path.name} cannot be read ({error}). Upload the network again.") from error
+    bad = [name for name, t in weights.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        raise NonFiniteWeights(bad)
+    return weights
+
+
+def _encode_node(node: fx.Node) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": node.name, "op": node.op}
+    if node.op == "call_function":
+        entry["target"] = operator_key(node.target)
+    elif node.op == "get_attr":
+        entry["target"] = str(node.target)
+    if node.args:
+        entry["args"] = _encode(node.args)
+    if node.kwargs:
+        entry["kwargs"] = {key: _encode(value) for key, value in node.kwargs.items()}
+    if node.meta.get("layer"):
+        entry["layer"] = node.meta["layer"]
+    if node.meta.get("shape") is not None:
+        entry["shape"] = list(node.meta["shape"])
+        entry["dtype"] = _bare(node.meta["dtype"])
+    return entry
+
+
+def _bare(value: object) -> str:
+    return str(value).removeprefix("torch.")
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, tuple | list):
+        return [_encode(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.device):
+        return {"device": "cpu"}  # where a network runs is decided when it is used
+    for kind, cls in _KINDS.items():
+        if isinstance(value, cls):
+            return {kind: _bare(value)}
+    raise ArtefactError(f"An argument of type {type(value).__name__} cannot be stored.")
+
+
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(v, nodes) for v in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "node":
+        return nodes[content]
+    if kind == "float":
+        return float(content)
+    if kind == "device":
+        return torch.device("cpu")
+    decoded = getattr(torch, content)
+    if not isinstance(decoded, _KINDS[kind]):
+        raise ValueError(f"{content} is no {kind}")
+    return decoded
+
+
+def _decode_graph(entries: list[dict[str, Any]], constants: dict[str, Tensor]) -> fx.Graph:
+    if len(entries) > _MAX_NODES:
+        raise ArtefactError(f"{GRAPH} has {len(entries)} nodes; at most {_MAX_NODES} are run.")
+    graph, nodes = fx.Graph(), {}
+    for entry in entries:
+        op, name = entry["op"], entry["name"]
+        args = tuple(_decode(entry.get("args", []), nodes))
+        kwargs = {key: _decode(value, nodes) for key, value in entry.get("kwargs", {}).items()}
+        if op == "placeholder":
+            node = graph.create_node("placeholder", name, name=name)
+        elif op == "get_attr":
+            if entry["target"] not in constants:
+                raise ArtefactError(f"{WEIGHTS} lacks the constant '{entry['target']}'. Upload the network again.")
+            node = graph.create_node("get_attr", entry["target"], name=name)
+        elif op == "call_function":
+            node = graph.create_node("call_function", operator_for(entry["target"]), args, kwargs, name=name)
+        elif op == "output":
+            node = graph.output(args[0] if not isinstance(args[0], list) else tuple(args[0]))
+        else:
+            raise ValueError(f"unknown kind of node {op}")
+        shape = entry.get("shape")
+        node.meta = {
+            "layer": str(entry.get("layer", "")),
+            "shape": None if shape is None else tuple(shape),
+            "dtype": getattr(torch, entry["dtype"]) if shape is not None else None,
+        }
+        nodes[name] = node
+    graph.lint()
+    return graph

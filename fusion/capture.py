@@ -1,0 +1,247 @@
+"""From any nn.Module or ExportedProgram to a Network: torch.export, made functional, constants folded."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from fusion.errors import CaptureError, ClearfoldError, NonFiniteWeights
+from fusion.network import Network, annotate, call, is_size_arithmetic, op_name
+from fusion.normalize import normalize
+
+aten = torch.ops.aten
+
+# Results that may share memory with their first argument although their schema does not say so.
+_MAY_ALIAS = {"reshape", "contiguous", "flatten", "to", "dropout", "alpha_dropout", "feature_dropout", "unflatten"}
+
+
+def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
+    """Capture a module as a Network with a free batch dimension; the module is left as it is.
+
+    `example` holds one tensor per input, batch first, any batch size; only shapes and dtypes matter. Layers
+    keep their module paths as names, weights their parameter names. Raises CaptureError where torch.export
+    cannot trace the module or where the batch size is fixed inside it, NonFiniteWeights for NaN or infinity.
+    """
+    frozen = evaluation_twin(module)
+    # torch.export takes sizes of 0 and 1 for fixed, so the batch it sees is 2.
+    inputs = tuple(_with_batch(x, 2) for x in example)
+    shapes = tuple({0: Dim.AUTO} for _ in inputs)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(frozen, inputs, dynamic_shapes=(shapes,) if _varargs(frozen) else shapes, strict=False)
+    except ClearfoldError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"The network could not be captured as one graph: {_first_line(error)}. "
+            "Check that it runs on an input of the given shape, and that its forward makes no decision on values."
+        ) from error
+    return from_exported(program)
+
+
+def from_exported(program: ExportedProgram) -> Network:
+    """The Network of a torch.export program with tensors as positional inputs, batch first."""
+    graph, constants = _lift(program)
+    if not _functionalize(graph):
+        # A view is written through: let torch's own functionalization sort it out (slower, more verbose).
+        graph, constants = _lift(program.run_decompositions({}))
+        if not _functionalize(graph):
+            raise CaptureError("The network writes into tensors in place in a way that cannot be captured.")
+    bad = [name for name, t in constants.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        raise NonFiniteWeights(bad)
+    network = Network(graph, constants)
+    normalize(network)
+    fold_constants(network)
+    try:
+        annotate(network)
+    except Exception as error:
+        raise CaptureError(
+            f"The network runs with a batch of one size only: {_first_line(error)}. "
+            "Export it with a dynamic batch dimension."
+        ) from error
+    if any(shape is None or (shape and shape[0] is not None) for shape in (o.shape for o in network.outputs)):
+        raise CaptureError(
+            "The network's output does not follow the batch size of its input. "
+            "Export it with a dynamic batch dimension, or without the reshape that fixes the batch."
+        )
+    return network
+
+
+def evaluation_twin(module: nn.Module) -> nn.Module:
+    """A copy of the module in evaluation mode that shares its tensors; the original's flags stay as they are."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, {id(t): t for t in tensors}).eval()
+
+
+def fold_constants(network: Network) -> None:
+    """Compute whatever depends on no input now: weight norm, weight standardization and shape arithmetic vanish."""
+    values: dict[fx.Node, Any] = {}
+    for node in list(network.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = network.constants[str(node.target)]
+        elif (
+            node.op == "call_function"
+            and all(source in values for source in node.all_input_nodes)
+            and not _is_random(node)
+        ):
+            with torch.no_grad():
+                values[node] = call(node, values)
+            if not isinstance(values[node], Tensor):
+                continue
+            constant = network.add_constant(_constant_name(node), values[node].contiguous(), before=node)
+            constant.meta["layer"] = node.meta.get("layer", "")
+            values[constant] = values[node]
+            node.replace_all_uses_with(constant)
+    network.graph.eliminate_dead_code()
+    used = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
+    for name in set(network.constants) - used:
+        del network.constants[name]
+
+
+def _with_batch(x: Tensor, batch: int) -> Tensor:
+    if x.ndim == 0:
+        raise CaptureError("The network has an input without a batch dimension; only [batch, ...] can be captured.")
+    return x[:1].expand(batch, *x.shape[1:]).contiguous()
+
+
+def _varargs(module: nn.Module) -> bool:
+    code = getattr(module.forward, "__code__", None)
+    return bool(code is not None and code.co_flags & 0x04)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+
+
+def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """Copy the program's graph, with parameters, buffers and tensor constants as `get_attr` nodes."""
+    signature = program.graph_signature
+    if any(spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION) for spec in signature.output_specs):
+        raise CaptureError("The network changes its own buffers while running; export it in evaluation mode.")
+    tensors = {**program.state_dict, **program.constants}
+    names = {
+        spec.arg.name: str(spec.target)
+        for spec in signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    }
+    graph, mapped, constants = fx.Graph(), {}, {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            if not node.users:
+                continue
+            name = names[node.name]
+            constants[name] = tensors[name].detach()
+            new = graph.create_node("get_attr", name)
+        elif node.op == "output":
+            results = [mapped[n] for n in node.args[0] if isinstance(n, fx.Node)]
+            new = graph.output(results[0] if len(results) == 1 else tuple(results))
+        elif node.op == "get_attr":
+            raise CaptureError(f"The network contains a nested graph ('{node.target}'), which cannot be explained.")
+        else:
+            new = graph.node_copy(node, lambda n: mapped[n])
+        val = node.meta.get("val")
+        new.meta = {"layer": _layer(node)}
+        if node.op == "placeholder":
+            if not isinstance(val, Tensor):
+                raise CaptureError(f"Input '{node.name}' is no tensor; export the network with tensor inputs only.")
+            fixed = [size if isinstance(size, int) else None for size in val.shape]
+            new.meta |= {"shape": (None, *fixed[1:]), "dtype": val.dtype}
+        mapped[node] = new
+    return graph, constants
+
+
+def _layer(node: fx.Node) -> str:
+    """The path of the innermost module that the node was traced in, else that of its weight."""
+    stack = node.meta.get("nn_module_stack")
+    path = list(stack.values())[-1][0] if stack else ""
+    if not path or path.startswith("_empty"):
+        weights = [n for n in node.all_input_nodes[1:2] if n.op == "placeholder" and "weight" in n.name]
+        return "" if not weights else weights[0].name.removeprefix("p_").removeprefix("b_").rpartition("_weight")[0]
+    return str(path)
+
+
+def _functionalize(graph: fx.Graph) -> bool:
+    """Replace in-place operators by their functional twins; False where a view of the written tensor is read later."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if not (node.op == "call_function" and _writes(node)):
+            continue
+        functional = _functional_twin(node)
+        written = node.args[0]
+        if functional is None or not isinstance(written, fx.Node):
+            return False
+        later = [a for a in _aliases(written) - {written} - {node} if any(order[u] > order[node] for u in a.users if u is not node)]
+        if any(a is not node and not _derived_from(a, node) for a in later):
+            return False
+        node.target = functional
+        for user in list(written.users):
+            if order[user] > order[node]:
+                user.replace_input_with(written, node)
+    return True
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _functional_twin(node: fx.Node) -> Callable[..., Any] | None:
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    packet = getattr(aten, op_name(node).rstrip("_"), None)
+    overload = target._overloadname
+    return getattr(packet, overload) if packet is not None and overload in packet.overloads() else None
+
+
+def _aliases(node: fx.Node) -> set[fx.Node]:
+    """All nodes that may share memory with this one."""
+    found, todo = {node}, [node]
+    while todo:
+        current = todo.pop()
+        neighbours = [u for u in current.users if _is_view(u) and u.args and u.args[0] is current]
+        if _is_view(current) and isinstance(current.args[0], fx.Node):
+            neighbours.append(current.args[0])
+        for n in neighbours:
+            if n not in found:
+                found.add(n)
+                todo.append(n)
+    return found
+
+
+def _derived_from(node: fx.Node, ancestor: fx.Node) -> bool:
+    while node.op == "call_function" and _is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        if node is ancestor:
+            return True
+    return node is ancestor
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.op != "call_function":
+        return False
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    returns = node.target._schema.returns
+    return op_name(node) in _MAY_ALIAS or any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _constant_name(node: fx.Node) -> str:
+    weights: Sequence[str] = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    if len(weights) == 1 and not is_size_arithmetic(node):
+        return f"{weights[0]}.folded" if not weights[0].endswith(".folded") else weights[0]
+    layer = node.meta.get("layer", "")
+    return f"{layer}.{node.name}" if layer else node.name

@@ -1,0 +1,249 @@
+"""The captured network: one functional graph of ATen operators with its weights as named constants."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+Shape: TypeAlias = tuple[int | None, ...]
+Value: TypeAlias = Any
+
+# Batch sizes of the two shape runs: a dimension that differs between them follows the batch. Not 1: torch
+# treats sizes of one specially (broadcasting, squeezing).
+_SHAPE_BATCHES = (2, 3)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor at the border of a network: its name, its shape (None where it follows the batch), its dtype."""
+
+    name: str
+    shape: Shape
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One call in the graph, for people: the author's layer name, the operator, the output's shape."""
+
+    node: str
+    layer: str
+    op: str
+    shape: Shape | None
+
+
+class Network:
+    """A network as a functional graph. Immutable by convention: passes work on `copy()`.
+
+    `graph` has a placeholder per input, `get_attr` nodes whose target is a key of `constants`, calls of ATen
+    overloads (or of `operator` functions on sizes), and one output. `node.meta` holds `layer` (the author's
+    name), `shape` (None where a dimension follows the batch) and `dtype`.
+    """
+
+    def __init__(self, graph: fx.Graph, constants: Mapping[str, Tensor]) -> None:
+        self.graph = graph
+        used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+        self.constants: dict[str, Tensor] = {name: t for name, t in constants.items() if name in used}
+
+    def copy(self) -> Network:
+        """The same network with a graph of its own; the weights are shared, not copied."""
+        graph = fx.Graph()
+        result = graph.graph_copy(self.graph, val_map={})
+        output = graph.output(result)
+        output.meta = dict(self.output_node.meta)
+        return Network(graph, self.constants)
+
+    @property
+    def output_node(self) -> fx.Node:
+        return next(node for node in reversed(self.graph.nodes) if node.op == "output")
+
+    @property
+    def input_nodes(self) -> tuple[fx.Node, ...]:
+        return tuple(node for node in self.graph.nodes if node.op == "placeholder")
+
+    @property
+    def output_values(self) -> tuple[fx.Node, ...]:
+        """The nodes whose values the network returns, in order."""
+        value = self.output_node.args[0]
+        values = value if isinstance(value, tuple | list) else (value,)
+        return tuple(node for node in values if isinstance(node, fx.Node))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(_spec(node) for node in self.input_nodes)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(_spec(node) for node in self.output_values)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.inputs[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next((t.device for t in self.constants.values()), torch.device("cpu"))
+
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """The graph as an `nn.Module` whose constants are buffers; it shares the weights."""
+        return fx.GraphModule(dict(self.constants), self.graph, class_name="Network")
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the network holds."""
+        return sum(t.numel() for t in self.constants.values())
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run the graph without recording gradients; returns what the captured network returned."""
+        with torch.no_grad():
+            return self.module(*inputs)
+
+    def layers(self) -> list[LayerInfo]:
+        """Every tensor operation in order of execution."""
+        return [
+            LayerInfo(node.name, node.meta.get("layer", ""), op_name(node), node.meta.get("shape"))
+            for node in self.calls()
+        ]
+
+    def calls(self) -> Iterator[fx.Node]:
+        """The nodes that compute tensors (size arithmetic left out)."""
+        return (n for n in self.graph.nodes if n.op == "call_function" and n.meta.get("shape") is not None)
+
+    def to(
+        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Network:
+        """The same network on another device or in another floating-point type."""
+        target = torch.device(device) if device is not None else None
+        old = self.dtype
+
+        def convert(t: Tensor) -> Tensor:
+            return t.to(device=target, dtype=dtype if t.is_floating_point() else None)
+
+        def rewrite(value: Value) -> Value:
+            # Casts and creation operators name the type and the device that the network was captured with.
+            if isinstance(value, torch.device) and target is not None:
+                return target
+            if isinstance(value, torch.dtype) and dtype is not None and value == old:
+                return dtype
+            return value
+
+        moved = Network(self.copy().graph, {name: convert(t) for name, t in self.constants.items()})
+        for node in moved.graph.nodes:
+            node.args = fx.node.map_aggregate(node.args, rewrite)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, rewrite)
+            if dtype is not None and node.meta.get("dtype") == old:
+                node.meta["dtype"] = dtype
+        return moved
+
+    def constant(self, node: Any) -> Tensor | None:
+        """The tensor behind a `get_attr` node, None for everything else."""
+        if isinstance(node, fx.Node) and node.op == "get_attr":
+            return self.constants[str(node.target)]
+        return None
+
+    def set_constant(self, node: fx.Node, value: Tensor) -> None:
+        """Give a `get_attr` node another value, under the same name unless somebody else reads that name."""
+        name = str(node.target)
+        shared = any(n is not node and n.op == "get_attr" and n.target == name for n in self.graph.nodes)
+        if shared or len(node.users) > 1:
+            raise ValueError(f"constant '{name}' has other readers; add a new one with add_constant")
+        self.constants[name] = value
+
+    def add_constant(self, name: str, value: Tensor, before: fx.Node) -> fx.Node:
+        """A new constant with a name of its own (a counter is appended where the name is taken)."""
+        unique, count = name, 1
+        while unique in self.constants:
+            count += 1
+            unique = f"{name}_{count}"
+        self.constants[unique] = value
+        with self.graph.inserting_before(before):
+            node = self.graph.create_node("get_attr", unique)
+        node.meta = {"layer": before.meta.get("layer", ""), "shape": tuple(value.shape), "dtype": value.dtype}
+        return node
+
+
+def op_name(node: fx.Node) -> str:
+    """`conv2d` for aten.conv2d.default, `mul` for operator.mul: the operator without its overload."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[1]
+    return getattr(target, "__name__", str(target))
+
+
+def _spec(node: fx.Node) -> TensorSpec:
+    return TensorSpec(node.name, node.meta["shape"], node.meta["dtype"])
+
+
+def is_size_arithmetic(node: fx.Node) -> bool:
+    """True for nodes that compute sizes, not tensors."""
+    return node.op == "call_function" and (
+        getattr(node.target, "__module__", "") in ("_operator", "math", "torch") or op_name(node) == "sym_size"
+    )
+
+
+def annotate(network: Network) -> Network:
+    """Write `shape` and `dtype` into every node's meta, by two runs on tensors without storage.
+
+    Inputs must carry them already. Returns the same network. Raises whatever the operators raise where the
+    graph does not run.
+    """
+    runs = [_fake_run(network, batch) for batch in _SHAPE_BATCHES]
+    for node in network.graph.nodes:
+        first, second = (run.get(node) for run in runs)
+        if isinstance(first, Tensor) and isinstance(second, Tensor):
+            node.meta["shape"] = tuple(
+                a if a == b else None for a, b in zip(first.shape, second.shape, strict=True)
+            )
+            node.meta["dtype"] = first.dtype
+        elif node.op != "output":
+            node.meta["shape"] = None
+            node.meta["dtype"] = None
+    return network
+
+
+def _fake_run(network: Network, batch: int) -> dict[fx.Node, Value]:
+    values: dict[fx.Node, Value] = {}
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        for node in network.graph.nodes:
+            if node.op == "placeholder":
+                shape = [batch if size is None else size for size in node.meta["shape"]]
+                values[node] = torch.empty(shape, dtype=node.meta["dtype"], device=network.device)
+            elif node.op == "get_attr":
+                values[node] = mode.from_tensor(network.constants[str(node.target)])
+            elif node.op == "call_function":
+                values[node] = call(node, values)
+    return values
+
+
+def call(node: fx.Node, values: Mapping[fx.Node, Value]) -> Value:
+    """Run one call node on the values of its inputs."""
+    target: Callable[..., Value] = node.target  # type: ignore[assignment]
+    args = fx.node.map_arg(node.args, lambda n: values[n])
+    kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
+    return target(*args, **kwargs)
+
+
+def value_dependent(network: Network) -> set[fx.Node]:
+    """The nodes whose values depend on the values of the inputs (not merely on their sizes)."""
+    found: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        if node.op == "placeholder" or (
+            node.op == "call_function"
+            and not is_size_arithmetic(node)
+            and any(source in found for source in node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
+
+
+SIZE_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")
+}

@@ -1,0 +1,183 @@
+"""One spelling per operation: what exporters write differently becomes the same nodes before any pass looks."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fusion.network import Network, op_name
+
+aten = torch.ops.aten
+Rewrite = Callable[[Network, fx.Node], "fx.Node | None"]
+
+_REWRITES: dict[str, list[Rewrite]] = {}
+
+
+def rewrite(*ops: str) -> Callable[[Rewrite], Rewrite]:
+    """Register a function that returns the node to read instead of this one, or None to leave it."""
+
+    def register(function: Rewrite) -> Rewrite:
+        for op in ops:
+            _REWRITES.setdefault(op, []).append(function)
+        return function
+
+    return register
+
+
+def normalize(network: Network) -> None:
+    """Apply every registered rewrite once, in execution order, in place."""
+    for node in list(network.graph.nodes):
+        if node.op != "call_function":
+            continue
+        for function in _REWRITES.get(op_name(node), ()):
+            with network.graph.inserting_before(node):
+                replacement = function(network, node)
+            if replacement is not None and replacement is not node:
+                if not replacement.meta.get("layer"):
+                    replacement.meta = {**node.meta}
+                node.replace_all_uses_with(replacement)
+                break
+    for node in reversed(list(network.graph.nodes)):
+        # The graph is functional: what nobody reads has no effect, guards and inactive dropout included.
+        if node.op in ("call_function", "get_attr") and not node.users:
+            network.graph.erase_node(node)
+
+
+def argument(node: fx.Node, name: str, default: Any = None) -> Any:
+    """An argument of an ATen call by its schema name, whether it was passed by position or by keyword."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for position, arg in enumerate(node.target._schema.arguments):
+        if arg.name == name:
+            if name in node.kwargs:
+                return node.kwargs[name]
+            if not arg.kwarg_only and position < len(node.args):
+                return node.args[position]
+            return arg.default_value if arg.has_default_value() else default
+    return default
+
+
+def _emit(network: Network, like: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
+    node = network.graph.call_function(target, args)
+    node.meta = {**like.meta}
+    return node
+
+
+@rewrite("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+def _inactive_dropout(network: Network, node: fx.Node) -> fx.Node | None:
+    return node.args[0] if not argument(node, "train") else None  # type: ignore[return-value]
+
+
+@rewrite("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "lift_fresh", "positive", "detach_copy")
+def _identity(network: Network, node: fx.Node) -> fx.Node | None:
+    return node.args[0]  # type: ignore[return-value]
+
+
+@rewrite("_native_batch_norm_legit_no_training")
+def _native_batch_norm(network: Network, node: fx.Node) -> fx.Node | None:
+    # Returns (output, empty, empty): only the first is ever read at inference.
+    x, weight, bias, mean, var, momentum, eps = node.args
+    normal = _emit(network, node, aten.batch_norm.default, x, weight, bias, mean, var, False, momentum, eps, False)
+    for user in list(node.users):
+        if user.target is operator.getitem and user.args[1] == 0:
+            normal.meta = {**user.meta}
+            user.replace_all_uses_with(normal)
+    return None
+
+
+@rewrite("convolution")
+def _convolution(network: Network, node: fx.Node) -> fx.Node | None:
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
+    rank = len(stride)  # type: ignore[arg-type]
+    if transposed:
+        target = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}[rank]
+        return _emit(network, node, target, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    target = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[rank]
+    return _emit(network, node, target, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _transposed(network: Network, node: fx.Node, weight: fx.Node) -> fx.Node:
+    # Folded to a constant afterwards where the weight is one.
+    return _emit(network, node, aten.t.default, weight)
+
+
+def _is_matrix(network: Network, value: Any) -> bool:
+    tensor = network.constant(value)
+    return tensor is not None and tensor.ndim == 2
+
+
+@rewrite("addmm")
+def _addmm(network: Network, node: fx.Node) -> fx.Node | None:
+    bias, x, weight = node.args
+    scaled = argument(node, "beta") != 1 or argument(node, "alpha") != 1
+    vector = network.constant(bias)
+    source = _undo_transpose(weight)
+    if scaled or vector is None or vector.ndim != 1:
+        return None
+    if source is not None and _is_matrix(network, source):
+        return _emit(network, node, aten.linear.default, x, source, bias)
+    if _is_matrix(network, weight):
+        return _emit(network, node, aten.linear.default, x, _transposed(network, node, weight), bias)  # type: ignore[arg-type]
+    return None
+
+
+@rewrite("mm", "matmul")
+def _matmul(network: Network, node: fx.Node) -> fx.Node | None:
+    x, weight = node.args
+    if network.constant(x) is not None:
+        return None
+    source = _undo_transpose(weight)
+    if source is not None and _is_matrix(network, source):
+        return _emit(network, node, aten.linear.default, x, source)
+    if _is_matrix(network, weight):
+        return _emit(network, node, aten.linear.default, x, _transposed(network, node, weight))  # type: ignore[arg-type]
+    return None
+
+
+@rewrite("add")
+def _bias_of_linear(network: Network, node: fx.Node) -> fx.Node | None:
+    # x W + b as two nodes (older exporters) is one linear layer, and its rule needs to see the bias.
+    if len(node.args) < 2 or argument(node, "alpha", 1) != 1:
+        return None
+    for layer, bias in (node.args[:2], node.args[1::-1]):
+        vector = network.constant(bias)
+        if (
+            isinstance(layer, fx.Node)
+            and op_name(layer) == "linear"
+            and len(layer.users) == 1
+            and (len(layer.args) < 3 or layer.args[2] is None)
+            and vector is not None
+            and vector.numel() == _rows(network, layer)
+            and vector.shape[-1:] == (vector.numel(),)
+        ):
+            flat = bias if vector.ndim == 1 else _emit(network, node, aten.view.default, bias, [-1])
+            return _emit(network, layer, aten.linear.default, layer.args[0], layer.args[1], flat)
+    return None
+
+
+def _rows(network: Network, layer: fx.Node) -> int:
+    weight = layer.args[1]
+    tensor: Tensor | None = network.constant(weight)
+    if tensor is None and isinstance(weight, fx.Node) and op_name(weight) == "t":
+        return network.constants[str(weight.args[0].target)].shape[1]  # type: ignore[union-attr]
+    return -1 if tensor is None else tensor.shape[0]
+
+
+def _undo_transpose(node: Any) -> fx.Node | None:
+    """The matrix M where node is M transposed."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return None
+    swapped = op_name(node) == "t" or (op_name(node) == "transpose" and set(node.args[1:]) in ({0, 1}, {-1, -2}))
+    swapped = swapped or (op_name(node) == "permute" and list(node.args[1]) == [1, 0])  # type: ignore[arg-type]
+    return node.args[0] if swapped else None  # type: ignore[return-value]
+
+
+@rewrite("view", "_unsafe_view")
+def _view(network: Network, node: fx.Node) -> fx.Node | None:
+    # A functional graph says nothing about strides, and a view would depend on them.
+    if node.target in (aten.view.default, aten._unsafe_view.default):
+        return _emit(network, node, aten.reshape.default, *node.args)
+    return None

@@ -242,6 +242,6 @@ def _is_random(node: fx.Node) -> bool:
 def _constant_name(node: fx.Node) -> str:
     weights: Sequence[str] = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
     if len(weights) == 1 and not is_size_arithmetic(node):
-        return f"{weights[0]}.folded" if not weights[0].endswith(".folded") else weights[0]
+        return f"{weights[0]}_folded" if not weights[0].endswith("_folded") else weights[0]
     layer = node.meta.get("layer", "")
     return f"{layer}.{node.name}" if layer else node.name

@@ -184,9 +184,9 @@ def _spec(node: fx.Node) -> TensorSpec:
 
 def is_size_arithmetic(node: fx.Node) -> bool:
     """True for nodes that compute sizes, not tensors."""
-    return node.op == "call_function" and (
-        getattr(node.target, "__module__", "") in ("_operator", "math", "torch") or op_name(node) == "sym_size"
-    )
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    return getattr(node.target, "__module__", "") in ("_operator", "math", "torch") or op_name(node) == "sym_size"
 
 
 def annotate(network: Network) -> Network:

@@ -1,0 +1,29 @@
+"""Layer-wise relevance propagation as the gradient of a surrogate graph."""
+
+from lrp import composites, heatmap
+from lrp.composites import COMPOSITES, Composite, build
+from lrp.explainer import Explainer, Explanation, explain, resolve_device
+from lrp.ledger import Entry, Ledger
+from lrp.rules import LRP0, AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
+
+__all__ = [
+    "COMPOSITES",
+    "LRP0",
+    "AlphaBeta",
+    "Composite",
+    "Entry",
+    "Epsilon",
+    "Explainer",
+    "Explanation",
+    "Flat",
+    "Gamma",
+    "Ledger",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+    "build",
+    "composites",
+    "explain",
+    "heatmap",
+    "resolve_device",
+]

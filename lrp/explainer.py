@@ -1,0 +1,191 @@
+"""The explainer: a network made ready once, explained many times, from any number of threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusion import Fused, Network, fuse
+from fusion.errors import BadInput, UnbalancedLedger
+from lrp.composites import DEFAULT, Composite, build
+from lrp.ledger import Ledger, Recording
+from lrp.rules import AnyRule
+from lrp.sources import Source, open_source
+from lrp.surrogate import Surrogate, build_surrogate
+from lrp.targets import Target, seeds_for
+
+# How far a ledger may miss the score, as a share of all relevance moved, before it counts as unbalanced: some
+# thousand roundings of the type.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why the network answered as it did.
+
+    relevance: [N, C, H, W], or [N, T, C, H, W] with several targets per image; its sum is what of the score arrived
+    at the input. output: class scores [N, K] (before a final softmax). target: class indices [N] or [N, T], None for
+    a function. score: what was explained, [N] or [N, T]. ledger: where the rest of the score is. seconds: the time
+    the explanation took.
+    """
+
+    relevance: Tensor
+    output: Tensor
+    target: Tensor | None
+    score: Tensor
+    ledger: Ledger | None
+    composite: str
+    seconds: float
+
+    def heatmap(self) -> Tensor:
+        """Relevance per pixel: summed over channels, [N, H, W] or [N, T, H, W]."""
+        return self.relevance.sum(-3)
+
+    def save(self, path: str | Path, *, index: int = 0, cmap: str = "bwr") -> Path:
+        """Write the heatmap of one image (its first target) as a PNG and return the path."""
+        from PIL import Image
+
+        from lrp.heatmap import colorize
+
+        heat = self.heatmap()[index]
+        heat = heat if heat.ndim == 2 else heat[0]
+        Image.fromarray(colorize(heat.float().cpu().numpy(), cmap=cmap)).save(path)
+        return Path(path)
+
+
+class Explainer:
+    """A network ready to be explained.
+
+    source: a Network, nn.Module, ExportedProgram, the path of a network file, or a zoo name ("builtin",
+    "torchvision:NAME", "timm:NAME"). composite: a name or a Composite; `rules` overrides it by layer name or glob
+    pattern. device: "auto" takes CUDA where there is one. strict: raise UnbalancedLedger where relevance is lost
+    (needs the ledger). The user's network is never changed. Calls from several threads are independent.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        composite: str | Composite = DEFAULT,
+        rules: Mapping[str, AnyRule] | None = None,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype = torch.float32,
+        strict: bool = True,
+        ledger: bool = True,
+        example: Tensor | None = None,
+    ) -> None:
+        opened = open_source(source, example)
+        self.source = opened
+        self.device = resolve_device(device)
+        self.dtype = dtype
+        self.strict = strict
+        self.with_ledger = ledger
+        chosen = build(composite) if isinstance(composite, str) else composite
+        self.composite = chosen.override(rules) if rules else chosen
+        fused: Fused = fuse(opened.network.to(device=self.device, dtype=dtype))
+        self.network: Network = fused.network
+        self.report = fused.report
+        self._surrogate: Surrogate = build_surrogate(self.network, self.composite)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about how the network was read."""
+        return (*self.source.notes, *self._surrogate.notes)
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """(layer, operator, rule) for every linear layer, in execution order."""
+        return [(layer.name, layer.node.name, str(rule)) for layer, rule in self._surrogate.rules]
+
+    def __str__(self) -> str:
+        width = max((len(layer) for layer, _, _ in self.table()), default=0)
+        rows = [f"{layer:{width}}  {rule}" for layer, _, rule in self.table()]
+        return "\n".join([self.composite.name, *rows])
+
+    def prepare(self, image: Any) -> Tensor:
+        """An image as the network's input [N, C, H, W]: a tensor passes as it is (a batch axis is added), anything
+        else goes through the preprocessing that came with the network."""
+        if not isinstance(image, Tensor):
+            if self.source.prepare is None:
+                raise BadInput(
+                    "This network came without preprocessing, so its input must be a tensor "
+                    f"{['N', *self.network.inputs[0].shape[1:]]} that is already scaled and normalized."
+                )
+            image = self.source.prepare(image)
+        expected = self.network.inputs[0].shape
+        if image.ndim == len(expected) - 1:
+            image = image[None]
+        fits = image.ndim == len(expected) and all(e is None or e == s for e, s in zip(expected, image.shape, strict=True))
+        if not fits or image.shape[0] == 0:
+            raise BadInput(f"The network takes {['N', *expected[1:]]}; the input has shape {list(image.shape)}.")
+        x: Tensor = image.detach().to(device=self.device, dtype=self.dtype)
+        if not bool(torch.isfinite(x).all()):
+            raise BadInput("The input contains NaN or infinity. Give finite pixel values.")
+        return x
+
+    def predict(self, image: Any) -> Tensor:
+        """Class scores [N, K], before a final softmax."""
+        x = self.prepare(image)
+        with torch.no_grad():
+            return self._surrogate.program(x, torch.ones_like(x), None)  # type: ignore[no-any-return]
+
+    def explain(self, image: Any, target: Target = None) -> Explanation:
+        """The relevance of every input value for the target (see `lrp.targets.seeds_for` for its forms)."""
+        started = time.perf_counter()
+        x = self.prepare(image)
+        recording = Recording() if self.with_ledger else None
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.clone() if x.is_inference() else x
+            gate = torch.ones_like(x, requires_grad=True)
+            scores = self._surrogate.program(x, gate, recording)
+            seeds = seeds_for(target, scores.detach())
+            maps = []
+            for i, seed in enumerate(seeds.seeds):
+                if recording is not None:
+                    recording.next_target()
+                last = i == len(seeds.seeds) - 1
+                (relevance,) = torch.autograd.grad(scores, gate, seed, retain_graph=not last)
+                maps.append(relevance)
+        output = scores.detach()
+        explained = torch.stack([(output * seed).sum(1) for seed in seeds.seeds], 1)
+        relevance = torch.stack(maps, 1) if seeds.several else maps[0]
+        score = explained if seeds.several else explained[:, 0]
+        ledger = None
+        if recording is not None:
+            arrived = relevance.flatten(2 if seeds.several else 1).sum(-1, dtype=torch.float64)
+            ledger = recording.ledger(score, arrived, self._surrogate.layers, seeds.several)
+            if self.strict and not ledger.closes(_TOLERANCE[self.dtype]):
+                raise UnbalancedLedger(
+                    f"Relevance is missing: the ledger is off by {float(ledger.error.max()):.2g} of the score. "
+                    "Explain in float64, or with strict=False to get the map all the same."
+                )
+        seconds = time.perf_counter() - started
+        return Explanation(relevance, output, seeds.classes, score, ledger, self.composite.name, seconds)
+
+
+def explain(
+    network: Source,
+    image: Any,
+    target: Target = None,
+    *,
+    composite: str | Composite = DEFAULT,
+    rules: Mapping[str, AnyRule] | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> Explanation:
+    """Explain one call in one line; keep an `Explainer` for many."""
+    example = image if isinstance(image, Tensor) and image.ndim == 4 else None
+    explainer = Explainer(network, composite=composite, rules=rules, device=device, dtype=dtype, example=example)
+    return explainer.explain(image, target)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """"auto" is CUDA where there is one and the CPU otherwise."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

@@ -1,0 +1,137 @@
+"""The one primitive of the surrogate graph: a value whose gradient is somebody else's, weighed by a factor.
+
+Relevance is R(t) = t * g(t), with g the gradient in the surrogate graph. A rule therefore only has to replace a
+node y by another expression with the same value and the derivative sum_j factor_j * d carrier_j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Recorder(Protocol):
+    """Takes what a node received and what it passed on, summed per sample."""
+
+    def record(self, key: str, received: Tensor, passed: Tensor) -> None: ...
+
+
+def per_sample(t: Tensor) -> Tensor:
+    """Sum of everything but the batch, in float64: [N, ...] -> [N]."""
+    return t.reshape(t.shape[0], -1).sum(1, dtype=torch.float64)
+
+
+class _Graft(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, recorder: Recorder | None, key: str, degree: int, value: Tensor, count: int, *tensors: Tensor | None
+    ) -> Tensor:
+        carriers, factors, offsets = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        ctx.recorder, ctx.key, ctx.degree, ctx.count = recorder, key, degree, count
+        if recorder is None:
+            ctx.save_for_backward(*factors)
+        else:
+            ctx.save_for_backward(*factors, value, *carriers, *offsets)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad,) = grads
+        saved = ctx.saved_tensors
+        factors = saved[: ctx.count]
+        passed = [grad if factor is None else grad * factor for factor in factors]
+        if ctx.recorder is not None:
+            value, rest = saved[ctx.count], saved[ctx.count + 1 :]
+            carriers, offsets = rest[: ctx.count], rest[ctx.count :]
+            total = torch.zeros(value.shape[0], dtype=torch.float64, device=value.device)
+            for carrier, offset, g in zip(carriers, offsets, passed, strict=True):
+                # A carrier that is homogeneous of degree d (up to its constant offset) hands on d times its value.
+                total = total + ctx.degree * per_sample((carrier if offset is None else carrier - offset) * g)
+            ctx.recorder.record(ctx.key, per_sample(value * grad), total)
+        return (None, None, None, None, None, *passed, *[None] * (2 * ctx.count))
+
+
+def graft(
+    recorder: Recorder | None,
+    key: str,
+    value: Tensor,
+    carriers: Sequence[Tensor],
+    factors: Sequence[Tensor | None],
+    offsets: Sequence[Tensor | None],
+    degree: int = 1,
+) -> Tensor:
+    """`value`, with gradient sum_j factors[j] * d carriers[j]; a factor of None counts as one.
+
+    offsets: the part of each carrier that depends on no input (a bias), None for none: the recorder is told that
+    this part of the relevance stays here. degree: the degree of homogeneity of the carriers, 2 for products.
+    """
+    return _Graft.apply(recorder, key, degree, value.detach(), len(carriers), *carriers, *factors, *offsets)  # type: ignore[no-any-return]
+
+
+class _Sink(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recorder: Recorder | None, key: str, constant: Tensor, anchor: Tensor) -> Tensor:
+        ctx.recorder, ctx.key, ctx.batch = recorder, key, anchor.shape[0]
+        ctx.save_for_backward(constant)
+        return constant.view_as(constant)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        if ctx.recorder is not None:
+            (constant,) = ctx.saved_tensors
+            received = per_sample((constant * grads[0]).expand(ctx.batch, *grads[0].shape[1:]))
+            ctx.recorder.record(ctx.key, received, torch.zeros_like(received))
+        return None, None, None, None
+
+
+def sink(recorder: Recorder | None, key: str, constant: Tensor, anchor: Tensor) -> Tensor:
+    """A constant [N or 1, ...] that keeps the relevance it receives and tells the recorder; anchor is any tensor
+    of the batch that requires a gradient."""
+    if recorder is None:
+        return constant
+    if constant.ndim == 0 or constant.shape[0] != anchor.shape[0]:
+        constant = constant.expand(anchor.shape[0], *constant.shape[1:]) if constant.ndim else constant.expand(anchor.shape[0])
+    return _Sink.apply(recorder, key, constant, anchor)  # type: ignore[no-any-return]
+
+
+class _Tap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recorder: Recorder, key: str, sign: int, t: Tensor) -> Tensor:
+        ctx.recorder, ctx.key, ctx.sign = recorder, key, sign
+        ctx.save_for_backward(t)
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (t,) = ctx.saved_tensors
+        amount = per_sample(t * grads[0])
+        zero = torch.zeros_like(amount)
+        ctx.recorder.record(ctx.key, *((amount, zero) if ctx.sign > 0 else (zero, amount)))
+        return None, None, None, grads[0]
+
+
+def received(recorder: Recorder | None, key: str, t: Tensor) -> Tensor:
+    """t itself; the recorder learns its relevance as what node `key` received."""
+    return t if recorder is None else _Tap.apply(recorder, key, 1, t)  # type: ignore[no-any-return]
+
+
+def passed(recorder: Recorder | None, key: str, t: Tensor) -> Tensor:
+    """t itself; the recorder learns the relevance that node `key` passed to it."""
+    return t if recorder is None else _Tap.apply(recorder, key, -1, t)  # type: ignore[no-any-return]
+
+
+def stabilize(t: Tensor, epsilon: float) -> Tensor:
+    """t + epsilon sign(t) with sign(0) = +1."""
+    if epsilon == 0:
+        return t
+    return t + torch.where(t >= 0, epsilon, -epsilon)
+
+
+def ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> Tensor:
+    """numerator / stabilize(denominator), and 0 where the denominator is exactly 0 all the same."""
+    denominator = stabilize(denominator, epsilon)
+    quotient = numerator / denominator
+    return quotient if epsilon else torch.where(denominator == 0, torch.zeros_like(quotient), quotient)

@@ -1,0 +1,233 @@
+"""The surrogate of every operator that is no linear layer: most need none, the rest are a few lines each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fusion.errors import UnsupportedOperator
+from fusion.linear import affine
+from fusion.network import is_size_arithmetic, op_name
+from fusion.normalize import argument
+from lrp.graft import passed, ratio, received
+from lrp.surrogate import Builder, operator_rule
+
+aten = torch.ops.aten
+
+
+# --- operators whose gradient is the rule: linear or positively homogeneous in all that they read --------------------
+@operator_rule(
+    "relu", "leaky_relu", "prelu", "rrelu", "abs", "neg", "max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "sum", "reshape", "flatten", "unflatten", "permute", "transpose", "t",
+    "squeeze", "unsqueeze", "expand", "expand_as", "slice", "select", "narrow", "split", "split_with_sizes", "chunk",
+    "unbind", "getitem", "flip", "roll", "index_select", "pixel_shuffle", "pixel_unshuffle", "unfold", "im2col",
+    "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "reflection_pad1d", "reflection_pad2d",
+    "replication_pad1d", "replication_pad2d", "repeat", "tile", "to", "_to_copy", "gather", "movedim", "diagonal", "cumsum",
+)  # fmt: skip
+def _homogeneous(builder: Builder, node: fx.Node) -> fx.Node:
+    return builder.copied(node)
+
+
+@operator_rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+               "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "mean")  # fmt: skip
+def _average(builder: Builder, node: fx.Node) -> fx.Node:
+    return _norm(builder, node, builder.copied(node))
+
+
+@operator_rule("add", "sub", "rsub", "cat", "concat", "stack", "maximum", "minimum")
+def _sum_or_choice(builder: Builder, node: fx.Node) -> fx.Node:
+    # a + b hands a to a and b to b; constants keep their part.
+    def value(n: fx.Node) -> fx.Node:
+        constant = not builder.depends(n) and not is_size_arithmetic(n)
+        return builder.sink(node, builder.values[n]) if constant else builder.values[n]
+
+    total = builder.copied(node, value)
+    numbers = [a for a in node.args if isinstance(a, int | float) and not isinstance(a, bool)]
+    if op_name(node) in ("add", "sub", "rsub") and numbers and any(numbers):
+        # A plain number is a bias too: x + 3 keeps 3 g.
+        (source,) = (n for n in node.all_input_nodes if builder.depends(n))
+        sign = -1 if op_name(node) == "rsub" else 1
+        carrier = builder.values[source] if sign > 0 else builder.emit(aten.neg.default, builder.values[source])
+        return builder.graft(node, total, [carrier], [None])
+    return _norm(builder, node, total) if op_name(node) == "add" else total
+
+
+@operator_rule("constant_pad_nd", "pad")
+def _pad(builder: Builder, node: fx.Node) -> fx.Node:
+    value = argument(node, "value", 0)
+    mode = argument(node, "mode", "constant")
+    if mode == "constant" and value:
+        zero_padded = builder.emit(aten.constant_pad_nd.default, builder.values[node.args[0]], node.args[1], 0)  # type: ignore[index]
+        return builder.graft(node, builder.copied(node), [zero_padded], [None])
+    return builder.copied(node)
+
+
+@operator_rule("where")
+def _where(builder: Builder, node: fx.Node) -> fx.Node:
+    return builder.copied(node)
+
+
+def _norm(builder: Builder, node: fx.Node, value: fx.Node) -> fx.Node:
+    """The Norm rule's stabilizer, a_i / stab(sum a) R, where the composite asks for one."""
+    if not builder.composite.norm_epsilon:
+        return value
+    factor = builder.emit(ratio, builder.detached(value), builder.detached(value), builder.composite.norm_epsilon)
+    return builder.graft(node, value, [value], [factor])
+
+
+# --- element-wise activations: relevance passes unchanged, so the multiplier is f(x)/x --------------------------------
+@operator_rule(
+    "relu6", "hardtanh", "sigmoid", "hardsigmoid", "tanh", "gelu", "silu", "hardswish", "mish", "elu", "celu", "selu",
+    "softplus", "softsign", "softshrink", "hardshrink", "threshold", "clamp", "clamp_min", "clamp_max", "erf", "exp",
+    "sqrt", "log", "sin", "cos",
+)  # fmt: skip
+def _activation(builder: Builder, node: fx.Node) -> fx.Node:
+    x = builder.values[node.args[0]]  # type: ignore[index]
+    value = builder.copied(node, lambda n: builder.detached(builder.values[n]))
+    factor = builder.emit(ratio, value, builder.detached(x))
+    return builder.graft(node, value, [x], [factor])
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+_GATES = {"sigmoid", "hardsigmoid", "softmax", "_softmax"}
+
+
+def _is_gate(node: Any) -> bool:
+    """Attention weights and squeeze-and-excite gates choose among signals; they are no signal themselves."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        if op_name(node) in _GATES:
+            return True
+        if op_name(node) not in ("reshape", "expand", "unsqueeze", "transpose", "permute", "slice", "select", "flatten"):
+            return False
+        node = node.args[0]
+    return False
+
+
+@operator_rule("mul", "matmul", "bmm")
+def _product(builder: Builder, node: fx.Node) -> fx.Node:
+    """One factor constant: linear. A gate or attention weights times a signal: all to the signal (CP-LRP, Ali et
+    al. 2022; signal-only gate, Pahde et al. 2023). Two signals: half each (Achtibat et al. 2024, prop. 3.2-3.3)."""
+    factors = [a for a in node.args[:2] if builder.depends(a)]
+    if len(factors) < 2:
+        return builder.copied(node)
+    gates = [a for a in factors if _is_gate(a)]
+    if len(gates) == 1:
+        return builder.copied(node, lambda n: builder.detached(builder.values[n]) if n is gates[0] else builder.values[n])
+    value = builder.copied(node)
+    half = builder.emit(torch.full_like, builder.detached(value), 0.5)
+    return builder.graft(node, value, [value], [half], degree=2)
+
+
+@operator_rule("pow", "square")
+def _power(builder: Builder, node: fx.Node) -> fx.Node:
+    exponent = 2 if op_name(node) == "square" else node.args[1]
+    if isinstance(exponent, int | float) and exponent > 0:
+        # x^p is homogeneous of degree p.
+        value = builder.copied(node)
+        x = builder.values[node.args[0]]  # type: ignore[index]
+        factor = builder.emit(ratio, builder.detached(value), builder.detached(x))
+        return builder.graft(node, builder.detached(value), [x], [factor])
+    raise _unsupported(node)
+
+
+@operator_rule("div")
+def _quotient(builder: Builder, node: fx.Node) -> fx.Node:
+    """What is divided keeps its relevance; a divisor that depends on the input is a statistic, held constant."""
+    if not builder.depends(node.args[0]):
+        raise _unsupported(node)
+    divisor = node.args[1]
+    return builder.copied(
+        node, lambda n: builder.detached(builder.values[n]) if n is divisor and builder.depends(n) else builder.values[n]
+    )
+
+
+@operator_rule("softmax", "_softmax", "log_softmax", "_log_softmax")
+def _softmax(builder: Builder, node: fx.Node) -> fx.Node:
+    """R_i = x_i (R_i - s_i sum_j R_j), which is the gradient (Achtibat et al. 2024, prop. 3.1); it does not conserve."""
+    x = builder.emit(passed, builder.recorder, builder.key(node), builder.values[node.args[0]])  # type: ignore[index]
+    value = builder.copied(node, lambda n: x if n is node.args[0] else builder.values[n])
+    return builder.emit(received, builder.recorder, builder.key(node), value)
+
+
+@operator_rule("scaled_dot_product_attention")
+def _attention(builder: Builder, node: fx.Node) -> fx.Node:
+    """Attention weights held constant, relevance through the values alone (CP-LRP, Ali et al. 2022)."""
+    frozen = node.args[:2]
+    return builder.copied(node, lambda n: builder.detached(builder.values[n]) if n in frozen else builder.values[n])
+
+
+# --- normalizations that fusion could not fold --------------------------------------------------------------------------
+def absolute_share(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The multiplier of R_x = |s x| / (|s x| + |t|) R for y = s x + t: never above |s|, unlike (s x + t) / x."""
+    rank = [1] * (x.ndim - 2)
+    s, t = scale.reshape(1, -1, *rank), shift.reshape(1, -1, *rank)
+    product = s * x
+    return ratio(s.abs() * torch.sign(x) * (product + t), product.abs() + t.abs())
+
+
+@operator_rule("batch_norm", "instance_norm")
+def _kept_affine(builder: Builder, node: fx.Node) -> fx.Node:
+    """A batch norm that stays: relevance is shared by magnitude between the signal and the shift (after Hui & Binder
+    2019, doi:10.1007/978-3-030-20518-8_24)."""
+    bn = affine(builder.network, node)
+    if bn is None:
+        if op_name(node) == "instance_norm":
+            return _statistics(builder, node, axes=list(range(2, len(node.meta["shape"]))))
+        raise UnsupportedOperator(
+            "aten::batch_norm", str(node.meta.get("layer")),
+            "It uses the statistics of the batch at hand; export the network in evaluation mode.",
+        )  # fmt: skip
+    x = builder.values[bn.source]
+    dtype = builder.network.dtype
+    scale = builder.constant(f"{node.name}.scale", bn.scale.to(dtype))
+    shift = builder.constant(f"{node.name}.shift", bn.shift.to(dtype))
+    value = builder.copied(node, lambda n: builder.detached(builder.values[n]))
+    factor = builder.emit(absolute_share, builder.detached(x), scale, shift)
+    return builder.graft(node, value, [x], [factor])
+
+
+def centred(x: Tensor, axes: list[int], eps: float, weight: Tensor | None, groups: int = 0) -> Tensor:
+    """(x - mean) / deviation * weight with the deviation held constant: what carries relevance in a normalization."""
+    shape = x.shape
+    if groups:
+        x = x.reshape(shape[0], groups, -1)
+        axes = [2]
+    middle = x - x.mean(axes, keepdim=True)
+    deviation = torch.sqrt(middle.detach().square().mean(axes, keepdim=True) + eps)
+    return (middle / deviation).reshape(shape) * (1 if weight is None else weight)
+
+
+def _statistics(builder: Builder, node: fx.Node, axes: list[int], channels: bool = True, groups: int = 0) -> fx.Node:
+    """The LN-rule (Ali et al. 2022): deviation held constant, centering by its own linear map, the shift keeps its part."""
+    weight = argument(node, "weight")
+    shaped = None
+    if weight is not None:
+        tensor = builder.network.constant(weight)
+        if tensor is None:
+            raise _unsupported(node)
+        rank = len(node.meta["shape"])
+        shaped = builder.constant(
+            f"{weight.target}__shaped", tensor.reshape(-1, *[1] * (rank - 2)) if channels else tensor
+        )
+    value = builder.copied(node, lambda n: builder.detached(builder.values[n]))
+    x = builder.values[node.args[0]]  # type: ignore[index]
+    carrier = builder.emit(centred, x, axes, float(argument(node, "eps")), shaped, groups)
+    return builder.graft(node, value, [carrier], [None])
+
+
+@operator_rule("layer_norm")
+def _layer_norm(builder: Builder, node: fx.Node) -> fx.Node:
+    count = len(argument(node, "normalized_shape"))
+    return _statistics(builder, node, axes=list(range(-count, 0)), channels=False)
+
+
+@operator_rule("group_norm")
+def _group_norm(builder: Builder, node: fx.Node) -> fx.Node:
+    return _statistics(builder, node, axes=[], groups=int(argument(node, "num_groups")))
+
+
+def _unsupported(node: fx.Node) -> UnsupportedOperator:
+    layer = str(node.meta.get("layer") or node.name)
+    return UnsupportedOperator(f"aten::{op_name(node)}", layer, "There is no relevance rule for it in this place.")

@@ -1,0 +1,420 @@
+"""Builds the surrogate graph: the fused network with another derivative, whose gradient is the explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fusion.errors import NoClassScores, UnsupportedOperator
+from fusion.linear import LinearLayer, linear_layer, linear_layer_ending_at
+from fusion.network import Network, is_size_arithmetic, op_name, value_dependent
+from fusion.normalize import argument
+from lrp.composites import Composite
+from lrp.graft import graft, ratio, sink
+from lrp.rules import AnyRule, Branch, InputRule, LinearRule, ZBox
+from lrp.signs import non_negative
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A program (x, gate, recorder) -> class scores [N, K]; the gradient of a score by `gate` is the relevance of x.
+
+    `gate` is a tensor of ones in the shape of x that multiplies it. `layers` maps the nodes that record in the
+    ledger to (layer, operator); `rules` lists the linear layers with their rules.
+    """
+
+    program: fx.GraphModule
+    layers: dict[str, tuple[str, str]]
+    rules: tuple[tuple[LinearLayer, AnyRule], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class Builder:
+    """The surrogate graph under construction. `values` maps nodes of the network to nodes of the surrogate."""
+
+    network: Network
+    composite: Composite
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    layers: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dependent = value_dependent(self.network)
+        self.signs = non_negative(self.network)
+        self.x = self.graph.placeholder("x")
+        self.gate = self.graph.placeholder("gate")
+        self.recorder = self.graph.placeholder("recorder")
+        self._memo: dict[tuple[Any, ...], fx.Node] = {}
+
+    # --- emitting ---------------------------------------------------------------------------------------------
+    def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        return self.graph.call_function(target, args, kwargs)
+
+    def once(self, target: Callable[..., Any], *args: Any) -> fx.Node:
+        """Emit, or the node of the same call emitted before."""
+        key = (target, *args)
+        if key not in self._memo:
+            self._memo[key] = self.emit(target, *args)
+        return self._memo[key]
+
+    def detached(self, node: fx.Node) -> fx.Node:
+        return self.once(aten.detach.default, node)
+
+    def constant(self, name: str, value: Tensor) -> fx.Node:
+        """A constant under its own name; the same name twice is the same constant."""
+        key = ("constant", name)
+        if key not in self._memo:
+            self.constants[name] = value
+            self._memo[key] = self.graph.create_node("get_attr", name)
+        return self._memo[key]
+
+    def copied(self, node: fx.Node, replace: Callable[[fx.Node], fx.Node] | None = None) -> fx.Node:
+        """The network's own call on the surrogate's values."""
+        lookup = replace or (lambda n: self.values[n])
+        args = fx.node.map_arg(node.args, lookup)
+        kwargs = fx.node.map_arg(node.kwargs, lookup)
+        return self.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+
+    def key(self, node: fx.Node) -> str:
+        """Register a node in the ledger and return its key."""
+        self.layers[node.name] = (str(node.meta.get("layer") or ""), op_name(node))
+        return node.name
+
+    def graft(
+        self,
+        node: fx.Node,
+        value: fx.Node,
+        carriers: Sequence[fx.Node],
+        factors: Sequence[fx.Node | None],
+        offsets: Sequence[fx.Node | None] | None = None,
+        degree: int = 1,
+    ) -> fx.Node:
+        offsets = tuple(offsets) if offsets is not None else (None,) * len(carriers)
+        return self.emit(
+            graft, self.recorder, self.key(node), value, tuple(carriers), tuple(factors), offsets, degree
+        )
+
+    def sink(self, node: fx.Node, constant: fx.Node) -> fx.Node:
+        """A constant that keeps, on behalf of `node`, the relevance that it receives."""
+        return self.emit(sink, self.recorder, self.key(node), constant, self.gated)
+
+    @property
+    def gated(self) -> fx.Node:
+        """The input times its gate: everything but input rules reads it."""
+        return self.once(aten.mul.Tensor, self.x, self.gate)
+
+    # --- looking ----------------------------------------------------------------------------------------------
+    def depends(self, value: Any) -> bool:
+        return isinstance(value, fx.Node) and value in self.dependent
+
+
+Emit = Callable[[Builder, fx.Node], fx.Node]
+_OPERATORS: dict[str, Emit] = {}
+
+
+def operator_rule(*ops: str) -> Callable[[Emit], Emit]:
+    """Register the surrogate of operators by name."""
+
+    def register(function: Emit) -> Emit:
+        for op in ops:
+            _OPERATORS[op] = function
+        return function
+
+    return register
+
+
+def build_surrogate(network: Network, composite: Composite) -> Surrogate:
+    """Rewrite a (fused) network into its surrogate.
+
+    Raises UnsupportedOperator for an operator without a rule, NoClassScores for a network whose first output is no
+    table [N, K], BadComposite where the composite does not fit the network.
+    """
+    import lrp.operators  # noqa: F401  (fills the registry)
+
+    if len(network.input_nodes) != 1:
+        raise NoClassScores(f"The network has {len(network.input_nodes)} inputs; only networks of one image are explained.")
+    scores, notes = class_scores(network)
+    builder = Builder(network, composite)
+    layers = [layer for n in network.graph.nodes if (layer := linear_layer(network, n)) and n in builder.dependent]
+    routes = _input_routes(builder)
+    rules = composite.resolve(layers, {layer for layer in layers if layer.source in routes})
+    by_output = {layer.output: layer for layer in layers}
+    inner = {layer.node for layer in layers if layer.output is not layer.node}
+    for node in network.graph.nodes:
+        if node.op == "output":
+            break
+        if node not in inner:
+            builder.values[node] = _surrogate_of(builder, node, by_output, rules, routes)
+        if node is scores:
+            break
+    result = builder.values[scores]
+    shape = scores.meta["shape"]
+    if len(shape) > 2:
+        result = builder.emit(aten.flatten.using_ints, result, 1)
+    builder.graph.output(result)
+    builder.graph.eliminate_dead_code()
+    builder.graph.lint()
+    program = fx.GraphModule(builder.constants, builder.graph, class_name="Surrogate")
+    return Surrogate(program, builder.layers, tuple(rules.items()), notes)
+
+
+def class_scores(network: Network) -> tuple[fx.Node, tuple[str, ...]]:
+    """The node of the class scores [N, K] (or [N, K, 1, 1]): the network's first output, before a final (log-)softmax."""
+    node = network.output_values[0]
+    shape = node.meta["shape"]
+    if len(shape) < 2 or shape[1] is None or shape[1] < 2 or any(size != 1 for size in shape[2:]):
+        raise NoClassScores(
+            f"The network's output has shape {['N', *shape[1:]]}, which is no table of class scores [N, classes]. "
+            "Give a classifier, or cut the network at its class scores."
+        )
+    last, through = node, []
+    while op_name(last) in ("reshape", "flatten", "squeeze", "unsqueeze", "_to_copy", "to") and last.op == "call_function":
+        through.append(last)
+        last = last.args[0]  # type: ignore[assignment]
+    if last.op == "call_function" and op_name(last) in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
+        before = last.args[0]
+        assert isinstance(before, fx.Node)
+        shape = before.meta["shape"]
+        if len(shape) >= 2 and shape[1] is not None and all(size == 1 for size in shape[2:]):
+            return before, (f"The score before the final {op_name(last).strip('_')} is explained.",)
+    return node, ()
+
+
+def _surrogate_of(
+    builder: Builder,
+    node: fx.Node,
+    by_output: dict[fx.Node, LinearLayer],
+    rules: dict[LinearLayer, AnyRule],
+    routes: dict[fx.Node, fx.Node],
+) -> fx.Node:
+    if node.op == "placeholder":
+        return builder.gated
+    if node.op == "get_attr":
+        name = str(node.target)
+        return builder.constant(name, builder.network.constants[name])
+    if not builder.depends(node):
+        return builder.copied(node)
+    layer = by_output.get(node)
+    if layer is not None:
+        rule = rules[layer]
+        if isinstance(rule, InputRule):
+            return _input_layer(builder, layer, rule, routes)
+        return _linear_layer(builder, layer, rule)
+    op = op_name(node)
+    if op not in _OPERATORS:
+        raise UnsupportedOperator(f"aten::{op}", str(node.meta.get("layer") or node.name), "There is no relevance rule for it.")
+    return _OPERATORS[op](builder, node)
+
+
+# --- linear layers ----------------------------------------------------------------------------------------------
+def _linear_layer(builder: Builder, layer: LinearLayer, rule: LinearRule) -> fx.Node:
+    x = builder.values[layer.source]
+    nonneg = layer.source in builder.signs
+    branches = [b for b in rule.branches() if not (b.where == "negative" and _only_positive_counts(layer.output))]
+    if len(branches) == 1 and [part for part, _ in branches[0].terms] == ["all"]:
+        value = _with_bias_map(builder, layer, _apply(builder, layer, x, *_parameters(builder, layer)))
+        bias = _bias_shape(builder, layer, branches[0].bias.name, branches[0].bias.apply)
+        denominator = value if bias is None or rule.bias == "absorb" else builder.emit(aten.sub.Tensor, value, bias)
+        exact = rule.epsilon == 0 and denominator is value
+        factor = None if exact else builder.emit(ratio, _d(builder, value), _d(builder, denominator), rule.epsilon)
+        return builder.graft(layer.output, value, [value], [factor], [bias])
+    value = _with_bias_map(builder, layer, _apply(builder, layer, builder.detached(x), *_parameters(builder, layer)))
+    carriers, factors = [], []
+    for branch in branches:
+        carrier = _carrier(builder, layer, x, branch, nonneg)
+        if carrier is None:
+            continue
+        factor = _factor(builder, layer, rule, branch, value, carrier)
+        carriers.append(carrier)
+        factors.append(factor)
+    return builder.graft(layer.output, value, carriers, factors)
+
+
+def _carrier(builder: Builder, layer: LinearLayer, x: fx.Node, branch: Branch, nonneg: bool) -> fx.Node | None:
+    """The sum of a branch's terms, without bias."""
+    total: fx.Node | None = None
+    for part, weighting in branch.terms:
+        if nonneg and part == "negative":
+            continue
+        clamp = {"positive": aten.clamp_min.default, "negative": aten.clamp_max.default}.get(part)
+        source = x if clamp is None or nonneg else builder.once(clamp, x, 0)
+        weight = _modified(builder, layer.weight, weighting.name, weighting.apply)
+        term = _apply(builder, layer, source, weight, None)
+        total = term if total is None else builder.emit(aten.add.Tensor, total, term)
+    return total
+
+
+def _factor(
+    builder: Builder, layer: LinearLayer, rule: LinearRule, branch: Branch, value: fx.Node, carrier: fx.Node
+) -> fx.Node:
+    denominator = builder.detached(carrier)
+    if rule.bias == "absorb":
+        bias = _bias_shape(builder, layer, branch.bias.name, branch.bias.apply)
+        denominator = denominator if bias is None else builder.emit(aten.add.Tensor, denominator, bias)
+    value = builder.detached(value)
+    masks = {"positive": aten.clamp_min.default, "negative": aten.clamp_max.default}
+    numerator = builder.once(masks[branch.where], value, 0) if branch.where in masks else value
+    factor = builder.emit(ratio, numerator, denominator, rule.epsilon)
+    return factor if branch.coefficient == 1 else builder.emit(aten.mul.Tensor, factor, branch.coefficient)
+
+
+def _only_positive_counts(output: fx.Node) -> bool:
+    """True where nothing but the positive outputs can carry relevance: all readers are ReLUs."""
+    return bool(output.users) and all(
+        user.op == "call_function"
+        and (op_name(user) in ("relu", "relu6") or (op_name(user) == "hardtanh" and argument(user, "min_val") == 0))
+        for user in output.users
+    )
+
+
+def _apply(builder: Builder, layer: LinearLayer, x: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+    rest = layer.node.args[3:]
+    kwargs = {k: v for k, v in layer.node.kwargs.items() if k not in ("input", "weight", "bias")}
+    return builder.emit(layer.node.target, x, weight, bias, *rest, **kwargs)  # type: ignore[arg-type]
+
+
+def _parameters(builder: Builder, layer: LinearLayer) -> tuple[fx.Node, fx.Node | None]:
+    return builder.values[layer.weight], None if layer.bias is None else builder.values[layer.bias]
+
+
+def _with_bias_map(builder: Builder, layer: LinearLayer, value: fx.Node) -> fx.Node:
+    if layer.bias_map is None:
+        return value
+    return builder.emit(aten.add.Tensor, value, builder.values[layer.bias_map])
+
+
+def _modified(builder: Builder, constant: fx.Node, name: str, modify: Callable[[Tensor], Tensor]) -> fx.Node:
+    base = str(constant.target)
+    value = builder.network.constants[base]
+    return builder.constant(f"{base}__{name}" if name else base, modify(value) if name else value)
+
+
+def _bias_shape(
+    builder: Builder, layer: LinearLayer, name: str, modify: Callable[[Tensor], Tensor]
+) -> fx.Node | None:
+    """The layer's (modified) bias in a shape that broadcasts against its output, None where it has none."""
+    if layer.bias_map is not None:
+        return _modified(builder, layer.bias_map, name, modify)
+    if layer.bias is None:
+        return None
+    base = str(layer.bias.target)
+    value = modify(builder.network.constants[base])
+    if not bool(value.any()):
+        return None
+    shaped = value.reshape(-1, *[1] * layer.rank) if layer.rank else value
+    return builder.constant(f"{base}__shaped_{name}", shaped)
+
+
+def _d(builder: Builder, node: fx.Node) -> fx.Node:
+    return builder.detached(node)
+
+
+# --- layers that read the input -----------------------------------------------------------------------------------
+# Operators that only move values: what they do to values they do to gates.
+_ROUTING = {
+    "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "slice", "select", "flip", "roll",
+    "constant_pad_nd", "pad", "unflatten", "to", "_to_copy", "cat", "stack",
+}  # fmt: skip
+# Element-wise affine maps of the input (mean and deviation inside the network): relevance stays with its pixel.
+_POINTWISE = {"add", "sub", "mul", "div", "batch_norm"}
+
+
+def _input_routes(builder: Builder) -> dict[fx.Node, fx.Node]:
+    """The nodes that hold nothing but moved, shifted and scaled input values, each with the node of its gate."""
+    gates: dict[fx.Node, fx.Node] = {}
+    for node in builder.network.graph.nodes:
+        if node.op == "placeholder":
+            gates[node] = builder.gate
+        elif node.op == "call_function" and builder.depends(node) and not is_size_arithmetic(node):
+            sources = [n for n in node.all_input_nodes if builder.depends(n)]
+            if not sources or any(n not in gates for n in sources) or linear_layer_ending_at(builder.network, node):
+                continue
+            op = op_name(node)
+            if op in _ROUTING and sources == [n for n in node.all_input_nodes if n.meta.get("shape") is not None]:
+                gates[node] = builder.copied(node, lambda n: gates.get(n) or _size(builder, n))
+            elif op in _POINTWISE and len(sources) == 1 and sources[0] is node.args[0]:
+                gates[node] = gates[sources[0]]
+    return gates
+
+
+def _size(builder: Builder, node: fx.Node) -> fx.Node:
+    # A size that follows the batch: the same arithmetic, on the gate, which has the shape of the input.
+    key = ("size", node)
+    if key not in builder._memo:
+        builder._memo[key] = builder.copied(
+            node, lambda n: builder.gate if n.op == "placeholder" else _size(builder, n)
+        )
+    return builder._memo[key]
+
+
+def _input_layer(
+    builder: Builder, layer: LinearLayer, rule: InputRule, routes: dict[fx.Node, fx.Node]
+) -> fx.Node:
+    gate = routes[layer.source]
+    x = builder.detached(builder.values[layer.source])
+    value = _with_bias_map(builder, layer, _apply(builder, layer, x, *_parameters(builder, layer)))
+    total: fx.Node | None = None
+    for term in rule.terms():
+        weight = _modified(builder, layer.weight, term.weight.name, term.weight.apply)
+        source = gate
+        if term.values == "input":
+            source = builder.emit(aten.mul.Tensor, x, gate)
+        elif term.values in ("low", "high"):
+            assert isinstance(rule, ZBox)
+            bounds = _bounds(builder, layer.source, rule)[term.values == "high"]
+            source = builder.emit(aten.mul.Tensor, bounds, gate)
+        answer = _apply(builder, layer, source, weight, None)
+        if total is None:
+            total = answer if term.sign > 0 else builder.emit(aten.neg.default, answer)
+        else:
+            total = builder.emit(aten.add.Tensor if term.sign > 0 else aten.sub.Tensor, total, answer)
+    assert total is not None
+    denominator = builder.detached(total)
+    weighting = rule.denominator_bias()
+    if rule.bias == "absorb":
+        bias = _bias_shape(builder, layer, weighting.name, weighting.apply)
+        denominator = denominator if bias is None else builder.emit(aten.add.Tensor, denominator, bias)
+    factor = builder.emit(ratio, builder.detached(value), denominator, rule.epsilon)
+    return builder.graft(layer.output, value, [total], [factor])
+
+
+def _bounds(builder: Builder, source: fx.Node, rule: ZBox) -> tuple[fx.Node, fx.Node]:
+    """The least and the largest value that the layer's input can have, given the bounds of the network's input."""
+    key = ("bounds", source, rule)
+    if key not in builder._memo:
+        ends = []
+        for name, value in (("low", rule.low), ("high", rule.high)):
+            channels = builder.network.inputs[0].shape[1]
+            numbers = value if isinstance(value, tuple) else (value,)
+            if len(numbers) not in (1, channels):
+                from fusion.errors import BadComposite
+
+                raise BadComposite(f"ZBox has {len(numbers)} values for '{name}'; the input has {channels} channels.")
+            rank = len(builder.network.inputs[0].shape)
+            tensor = torch.tensor(numbers, dtype=builder.network.dtype, device=builder.network.device)
+            constant = builder.constant(f"input.{name}", tensor.reshape(1, -1, *[1] * (rank - 2)))
+            ends.append(_through(builder, source, builder.emit(aten.mul.Tensor, builder.emit(torch.ones_like, builder.x), constant), {}))
+        builder._memo[key] = builder.emit(torch.minimum, *ends)
+        builder._memo[(*key, "high")] = builder.emit(torch.maximum, *ends)
+    return builder._memo[key], builder._memo[(*key, "high")]
+
+
+def _through(builder: Builder, node: fx.Node, start: fx.Node, seen: dict[fx.Node, fx.Node]) -> fx.Node:
+    """The network's own calls from the input to `node`, on another input."""
+    if node.op == "placeholder":
+        return start
+    if node not in seen:
+        seen[node] = (
+            builder.copied(node, lambda n: _through(builder, n, start, seen))
+            if node.op == "call_function"
+            else builder.constant(str(node.target), builder.network.constants[str(node.target)])
+        )
+    return seen[node]

@@ -1,0 +1,78 @@
+"""What is explained: from a target as a person gives it to the seeds of the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fusion.errors import BadTarget
+
+Target: TypeAlias = None | int | Sequence[int] | Sequence[Sequence[int]] | Tensor | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One backward pass per entry of `seeds`, each [N, K]: the derivative of what is explained by the class scores.
+
+    classes: the class indices [N, T], None for a function. several: whether a target axis was asked for.
+    """
+
+    seeds: tuple[Tensor, ...]
+    classes: Tensor | None
+    several: bool
+
+
+def seeds_for(target: Target, scores: Tensor) -> Seeds:
+    """Seeds for scores [N, K].
+
+    target: None (the arg-max of every sample), one class index for all, a sequence of N indices (one per sample),
+    a sequence of N sequences of T indices (several per image), a tensor of the like shapes, or a function from the
+    scores [N, K] to one number per sample [N]. Raises BadTarget where an index or a shape does not fit.
+    """
+    if callable(target) and not isinstance(target, Tensor):
+        return Seeds((_gradient(target, scores),), None, False)
+    classes = _indices(target, scores)
+    several = classes.ndim == 2
+    columns = classes if several else classes[:, None]
+    one_hot = [torch.zeros_like(scores).scatter_(1, columns[:, i : i + 1], 1.0) for i in range(columns.shape[1])]
+    return Seeds(tuple(one_hot), classes, several)
+
+
+def _indices(target: None | int | Sequence[int] | Sequence[Sequence[int]] | Tensor, scores: Tensor) -> Tensor:
+    count, classes = scores.shape
+    if target is None:
+        return scores.argmax(1)
+    try:
+        indices = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadTarget(f"The target {target!r} is no class index, nor a table of them with rows of one length.") from error
+    if indices.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64) or indices.ndim > 2:
+        raise BadTarget(f"A target is a class index (a whole number from 0 to {classes - 1}), one per image, or several per image.")
+    if indices.ndim == 0:
+        indices = indices.expand(count)
+    if indices.shape[0] != count:
+        hint = " For several targets of one image give [[...]]." if count == 1 else ""
+        raise BadTarget(f"{indices.shape[0]} targets were given for {count} image{'s' * (count != 1)}.{hint}")
+    outside = indices[(indices < 0) | (indices >= classes)]
+    if outside.numel():
+        raise BadTarget(f"Class {int(outside[0])} does not exist: the network has {classes} classes, 0 to {classes - 1}.")
+    if indices.ndim == 2 and indices.shape[1] == 0:
+        raise BadTarget("The list of targets is empty.")
+    return indices.to(device=scores.device, dtype=torch.int64)
+
+
+def _gradient(function: Callable[[Tensor], Tensor], scores: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = scores.detach().requires_grad_()
+        value = function(leaf)
+        if not isinstance(value, Tensor) or value.shape != scores.shape[:1]:
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise BadTarget(f"A target function maps scores [N, K] to one number per image [N]; this one returned {shape}.")
+        if not value.requires_grad:
+            raise BadTarget("The target function does not depend on the scores differentiably.")
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return gradient.detach()

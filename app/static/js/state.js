@@ -1,0 +1,122 @@
+// @ts-check
+/** The page's one state: a store that tells listeners which keys changed, and the permalink in the URL's hash. */
+
+/** @typedef {import("./types.js").State} State */
+/** @typedef {import("./types.js").View} View */
+
+/** @type {Readonly<View>} */
+export const DEFAULT_VIEW = Object.freeze({
+  show: "overlay",
+  opacity: 0.6,
+  cmap: "bwr",
+  clip: 99.5,
+  gain: 1,
+  sign: "all",
+  fade: false,
+  gray: true,
+  smooth: false,
+});
+
+/** @returns {State} */
+export function initialState() {
+  return {
+    models: [],
+    composites: [],
+    samples: [],
+    modelId: null,
+    composite: null,
+    parameters: {},
+    image: null,
+    picture: null,
+    predictions: null,
+    explanation: null,
+    account: null,
+    accountNote: null,
+    busy: null,
+    uploading: null,
+    description: null,
+    problem: null,
+    view: { ...DEFAULT_VIEW },
+    pins: [],
+    shared: true,
+  };
+}
+
+export class Store {
+  /** @param {State} state */
+  constructor(state) {
+    this.state = state;
+    /** @type {{keys: (keyof State)[], listener: (state: State) => void}[]} */
+    this.listeners = [];
+  }
+
+  /** @param {Partial<State>} patch */
+  set(patch) {
+    const before = this.state;
+    this.state = { ...before, ...patch };
+    const changed = new Set(
+      /** @type {(keyof State)[]} */ (Object.keys(patch)).filter((key) => before[key] !== this.state[key]),
+    );
+    for (const { keys, listener } of this.listeners) {
+      if (keys.some((key) => changed.has(key))) listener(this.state);
+    }
+  }
+
+  /**
+   * Calls `listener` now and whenever one of `keys` changes.
+   * @param {(keyof State)[]} keys
+   * @param {(state: State) => void} listener
+   */
+  watch(keys, listener) {
+    this.listeners.push({ keys, listener });
+    listener(this.state);
+  }
+
+  /** @param {Partial<View>} patch */
+  setView(patch) {
+    this.set({ view: { ...this.state.view, ...patch } });
+  }
+}
+
+/** Long enough to be unique among a server's networks, short enough to read. */
+const ID_PREFIX = 16;
+
+/** Composite parameters stand in the link under this prefix. */
+const PARAMETER = "p.";
+
+/**
+ * @typedef {object} Link
+ * @property {string} [model] prefix of an id
+ * @property {number} [target]
+ * @property {string} [composite]
+ * @property {string} [sample]
+ * @property {Record<string, number>} parameters
+ */
+
+/** @param {string} hash @returns {Link} */
+export function readLink(hash) {
+  const fields = new URLSearchParams(hash.replace(/^#/, ""));
+  const target = fields.get("target");
+  return {
+    model: fields.get("model") ?? undefined,
+    target: target !== null && /^\d+$/.test(target) ? Number(target) : undefined,
+    composite: fields.get("composite") ?? undefined,
+    sample: fields.get("sample") ?? undefined,
+    parameters: Object.fromEntries(
+      [...fields]
+        .filter(([name, value]) => name.startsWith(PARAMETER) && Number.isFinite(parseFloat(value)))
+        .map(([name, value]) => [name.slice(PARAMETER.length), Number(value)]),
+    ),
+  };
+}
+
+/** @param {State} state @returns {string} */
+export function writeLink(state) {
+  const fields = new URLSearchParams();
+  if (state.modelId) fields.set("model", state.modelId.slice(0, ID_PREFIX));
+  if (state.explanation) fields.set("target", String(state.explanation.target));
+  if (state.composite) fields.set("composite", state.composite);
+  for (const [name, value] of Object.entries(state.parameters)) fields.set(PARAMETER + name, String(value));
+  if (state.image?.sample) fields.set("sample", state.image.sample);
+  return `#${fields}`;
+}

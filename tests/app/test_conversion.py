@@ -1,0 +1,192 @@
+"""The conversion process: what it makes of good files, of bad ones, and of those that take it down."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from served import CLASSES, SIZE, save_onnx, save_torchscript, tiny_network
+from torch import nn
+
+import fusion
+from app import conversion
+from app.conversion import ConversionFailed, Converter, Request
+
+Convert = Callable[..., dict[str, object]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "work"
+    made.mkdir()
+    return made
+
+
+def failure(source: Path, folder: Path, **options: object) -> ConversionFailed:
+    with pytest.raises(ConversionFailed) as caught:
+        Converter().run(Request(source, **options), folder)  # type: ignore[arg-type]
+    return caught.value
+
+
+class TestGoodFiles:
+    def test_an_onnx_file_becomes_a_certified_artefact(self, onnx_file: Path, folder: Path) -> None:
+        stages: list[str] = []
+        manifest = Converter().run(Request(onnx_file), folder, stages.append)
+        assert stages == ["opening", "fusing", "certifying", "writing"]
+        network, stored = fusion.load(folder / "artefact")
+        assert stored == {"version": 1, **manifest}
+        assert (manifest["name"], manifest["format"], manifest["classes"]) == ("tiny", "onnx", CLASSES)
+        assert manifest["fusion"]["folded"] == 2
+        assert manifest["certificate"]["inputs"] >= 8
+        assert manifest["certificate"]["max_relative"] < 1e-5
+        x = torch.rand(3, 3, SIZE, SIZE)
+        with torch.no_grad():
+            torch.testing.assert_close(network(x), tiny_network()(x), rtol=1e-5, atol=1e-5)
+
+    def test_a_torchscript_file_too(self, torchscript_file: Path, folder: Path) -> None:
+        manifest = Converter().run(Request(torchscript_file, size=(SIZE, SIZE)), folder)
+        assert manifest["format"] == "torchscript"
+        assert manifest["certificate"]["max_relative"] < 1e-5
+
+    def test_what_is_stated_goes_before_what_is_assumed(self, onnx_file: Path, folder: Path) -> None:
+        stated = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0], "order": "BGR"}
+        manifest = Converter().run(Request(onnx_file, description=stated, name="my net"), folder)
+        assert manifest["name"] == "my net"
+        assert {key: manifest["input"][key] for key in stated} == stated
+        assert manifest["input"]["size"] == [SIZE, SIZE]
+
+
+class TestBadFiles:
+    def test_a_truncated_onnx(self, onnx_file: Path, tmp_path: Path, folder: Path) -> None:
+        cut = tmp_path / "cut.onnx"
+        cut.write_bytes(onnx_file.read_bytes()[:-100])
+        error = failure(cut, folder)
+        assert error.code == "bad-file"
+        assert "cut.onnx" in str(error)
+
+    def test_a_text_file_named_onnx(self, tmp_path: Path, folder: Path) -> None:
+        text = tmp_path / "notes.onnx"
+        text.write_text("Buy milk.\n")
+        error = failure(text, folder)
+        assert error.code == "bad-file"
+        assert "notes.onnx" in str(error)
+        assert "text" in str(error)
+
+    def test_an_unsupported_operator_in_torchscript_is_named_with_its_layer(
+        self, tmp_path: Path, folder: Path
+    ) -> None:
+        class Odd(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return torch.cumsum(torch.linalg.matrix_exp(x @ x.transpose(-1, -2) * 1e-3), -1).mean((2, 3))
+
+        network = nn.Sequential()
+        network.add_module("stem", nn.Conv2d(3, 4, 3))
+        network.add_module("odd", Odd())
+        error = failure(save_torchscript(network.eval(), tmp_path / "odd.pt"), folder, size=(SIZE, SIZE))
+        assert error.code == "unsupported-operator"
+        assert "matrix_exp" in str(error)
+        assert "'odd'" in str(error)
+
+    def test_a_network_without_class_scores(self, tmp_path: Path, folder: Path) -> None:
+        error = failure(save_onnx(nn.Conv2d(3, 4, 3).eval(), tmp_path / "features.onnx"), folder)
+        assert error.code == "no-class-scores"
+
+    def test_nan_in_the_weights(self, tmp_path: Path, folder: Path) -> None:
+        network = tiny_network()
+        with torch.no_grad():
+            network[0].weight[0, 0, 0, 0] = float("nan")  # type: ignore[index, operator]
+        error = failure(save_onnx(network, tmp_path / "nan.onnx"), folder)
+        assert error.code == "non-finite-weights"
+
+    def test_a_wrong_description(self, onnx_file: Path, folder: Path) -> None:
+        error = failure(onnx_file, folder, description={"mean": [0.5, 0.5]})
+        assert error.code == "bad-input"
+        assert "mean" in str(error)
+
+    def test_a_refused_format_is_not_even_opened(self, torchscript_file: Path, folder: Path) -> None:
+        error = failure(torchscript_file, folder, refused=("torchscript",))
+        assert error.code == "format-refused"
+        assert "ONNX" in str(error)
+
+
+class TestTheProcess:
+    def test_it_is_ended_when_its_time_is_up(self, onnx_file: Path, folder: Path) -> None:
+        with pytest.raises(ConversionFailed, match=r"longer than 0\.5 seconds") as caught:
+            Converter(seconds=0.5).run(Request(onnx_file), folder)
+        assert caught.value.code == "conversion-timeout"
+
+    def test_too_little_memory_is_an_answer(self, onnx_file: Path, folder: Path) -> None:
+        with pytest.raises(ConversionFailed) as caught:
+            Converter(memory=300 * 2**20).run(Request(onnx_file), folder)
+        assert caught.value.code in ("conversion-out-of-memory", "conversion-failed")
+
+    @pytest.mark.parametrize(
+        ("crime", "code", "word"),
+        [
+            ("os.kill(os.getpid(), signal.SIGSEGV)", "conversion-failed", "SIGSEGV"),
+            ("os.kill(os.getpid(), signal.SIGKILL)", "conversion-out-of-memory", "memory"),
+            ("os._exit(3)", "conversion-failed", "exit code 3"),
+            ("print('{\"stage\": \"ha', end='')", "conversion-failed", "exit code 0"),
+        ],
+    )
+    def test_a_child_that_dies_without_a_word(
+        self, crime: str, code: str, word: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The crash is a real one; only the program that crashes is another."""
+        real = subprocess.Popen
+
+        def criminal(arguments: list[str], **options: object) -> "subprocess.Popen[bytes]":
+            return real([sys.executable, "-c", f"import os, signal\n{crime}"], **options)  # type: ignore[call-overload, no-any-return]
+
+        monkeypatch.setattr(conversion.subprocess, "Popen", criminal)
+        with pytest.raises(ConversionFailed, match=word) as caught:
+            Converter().run(Request(folder / "net.onnx"), folder)
+        assert caught.value.code == code
+
+    def test_it_sees_no_secrets_and_imports_nothing_from_beside_the_file(
+        self, onnx_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+        (folder / "torch.py").write_text("raise SystemExit('imported from beside the file')")
+        converter = Converter()
+        seen: dict[str, str] = {}
+        real = subprocess.Popen
+
+        def watching(arguments: list[str], **options: object) -> "subprocess.Popen[bytes]":
+            seen.update(options["env"])  # type: ignore[call-overload]
+            return real(arguments, **options)  # type: ignore[call-overload, no-any-return]
+
+        monkeypatch.setattr(conversion.subprocess, "Popen", watching)
+        assert converter.run(Request(onnx_file), folder)["classes"] == CLASSES
+        assert "AWS_SECRET_ACCESS_KEY" not in seen
+
+    def test_it_ends_with_the_process_that_started_it(self, onnx_file: Path, folder: Path) -> None:
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "models.convert",
+                "--lifeline",
+                str(onnx_file),
+                str(folder / "artefact"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(Path(fusion.__file__).parents[1])},
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert json.loads(child.stdout.readline()) == {"stage": "opening"}
+        child.stdin.close()  # as it is when the parent is killed
+        start = time.monotonic()
+        assert child.wait(timeout=10) == 1
+        assert time.monotonic() - start < 5
+        child.stdout.close()
+        assert not (folder / "artefact" / "manifest.json").exists()

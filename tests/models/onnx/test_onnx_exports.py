@@ -13,7 +13,23 @@ from torch import nn
 
 torchvision = pytest.importorskip("torchvision")
 
-FAMILIES = ["vgg11_bn", "resnet18", "resnext50_32x4d", "densenet121", "mobilenet_v2", "googlenet", "squeezenet1_1", "mnasnet0_5", "vit_b_16", "mobilenet_v3_small", "shufflenet_v2_x0_5", "efficientnet_b0", "convnext_tiny", "swin_t", "regnet_y_400mf"]
+FAMILIES = [
+    "vgg11_bn",
+    "resnet18",
+    "resnext50_32x4d",
+    "densenet121",
+    "mobilenet_v2",
+    "googlenet",
+    "squeezenet1_1",
+    "mnasnet0_5",
+    "vit_b_16",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "swin_t",
+    "regnet_y_400mf",
+]
 QUICK = {
     ("resnet18", "dynamo"),
     ("resnet18", "legacy"),

@@ -1,0 +1,206 @@
+"""The conversion process: opens one model file, fuses it, certifies it, writes the artefact, and ends.
+
+    python -m models.convert FILE FOLDER [--size HxW] [--description JSON] [--memory BYTES] [--seconds N] ...
+
+It is the only place where a file from outside is parsed, so that a file that crashes its reader, or asks for
+more memory than there is, takes nothing else down. `models.worker` says how it reports; its result is
+the manifest.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion.errors import ClearfoldError
+from models import worker
+from models.worker import Say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fusion import Certificate
+    from models import Opened
+    from models.preprocess import InputSpec
+
+CERTIFIED_ON = 8  # inputs, at least
+DIFFERENT = 0.05  # relative: beyond this the fused network is not the network that was uploaded
+REMARKABLE = 1e-4  # relative: beyond this the user should know, as with files in half precision
+
+
+class NotEquivalent(ClearfoldError):
+    """What was read from the file does not compute what the file's own runtime computes."""
+
+    code = "not-equivalent"
+
+
+class FormatRefused(ClearfoldError):
+    """A format that this server does not take."""
+
+    code = "format-refused"
+
+
+def convert(
+    source: str | Path,
+    folder: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    description: dict[str, Any] | None = None,
+    name: str | None = None,
+    refused: Sequence[str] = (),
+    say: Say = lambda stage: None,
+) -> dict[str, Any]:
+    """Write the artefact of a model file or zoo name to `folder`, and return its manifest.
+
+    `description` holds the fields of the input that the user states (mean, std, scale, order, ...); what it
+    leaves out is taken from the file, or by default.
+    """
+    import fusion
+
+    say("opening")
+    _refuse(source, refused)
+    opened = _open(source, size)
+    spec = _described(opened.input, description or {})
+    say("fusing")
+    fused = fusion.fuse(opened.network)
+    say("certifying")
+    certificate = fusion.certify(opened.original, fused.network, certification_inputs(spec))
+    classes = fused.network.outputs[0].shape[1]
+    notes = (*opened.notes, *_judge(certificate))
+    manifest = {
+        "name": name or _name(source),
+        "format": opened.format,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sha256": _digest(source),
+        "input": spec.to_json(),
+        "labels": list(opened.labels) if opened.labels and len(opened.labels) == classes else None,
+        "classes": classes,
+        "parameters": opened.network.parameters,
+        "fusion": fused.report.to_json(),
+        "certificate": certificate.to_json(),
+        "layers": [
+            {"name": layer.layer, "op": layer.op, "shape": layer.shape} for layer in fused.network.layers()
+        ],
+        "notes": list(notes),
+    }
+    say("writing")
+    folder.mkdir()
+    fusion.save(fused.network, folder, manifest)
+    return manifest
+
+
+def _open(source: str | Path, size: tuple[int, int] | None) -> "Opened":
+    import models
+
+    return models.open(source, size=size)
+
+
+def _refuse(source: str | Path, refused: Sequence[str]) -> None:
+    """Stop before a refused format is opened: opening TorchScript runs what is in it."""
+    if not refused or not isinstance(source, Path):
+        return
+    from models.formats import detect
+
+    found = detect(source).name
+    if found in refused:
+        raise FormatRefused(f"This server takes no {found} files: export the network as ONNX instead.")
+
+
+def _described(spec: "InputSpec", description: dict[str, Any]) -> "InputSpec":
+    from models.preprocess import InputSpec
+
+    if not description:
+        return spec
+    merged = InputSpec.from_json({**spec.to_json(), **description})
+    return replace(merged, size=spec.size)
+
+
+def certification_inputs(spec: "InputSpec") -> list["Tensor"]:
+    """Inputs to compare a fused network with its original on, the same on every run.
+
+    They are within what an image can become, from one colour to pure noise.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    from models.preprocess import bounds
+
+    low, high = bounds(spec)
+    random = torch.Generator().manual_seed(0)
+
+    def image(index: int) -> "Tensor":
+        grid = (min(2**index, spec.size[0]), min(2**index, spec.size[1]))
+        blocks = torch.rand((1, spec.channels, *grid), generator=random)
+        return low + (high - low) * interpolate(blocks, size=spec.size, mode="nearest")
+
+    return [image(index) for index in range(CERTIFIED_ON)]
+
+
+def _judge(certificate: "Certificate") -> tuple[str, ...]:
+    difference = certificate.max_relative
+    if not difference <= DIFFERENT:  # also when it is NaN
+        raise NotEquivalent(
+            f"Read back, the network's outputs differ by {difference:.2g} (relative) from its "
+            "own runtime's, so its explanations would be those of another network. Please report this file."
+        )
+    if difference > REMARKABLE:
+        return (f"Outputs differ from the file's own runtime by up to {difference:.2g} (relative).",)
+    return ()
+
+
+def _name(source: str | Path) -> str:
+    return source.stem if isinstance(source, Path) else source
+
+
+def _digest(source: str | Path) -> str | None:
+    if not isinstance(source, Path):
+        return None
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError("a size is HEIGHTxWIDTH, as 224x224")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m models.convert", description=__doc__)
+    parser.add_argument("source", help="the model file")
+    parser.add_argument("folder", type=Path, help="where to write the artefact")
+    parser.add_argument("--zoo", action="store_true", help="the source is the name of a zoo network")
+    parser.add_argument("--size", type=_size)
+    parser.add_argument("--description", type=json.loads, help="the stated fields of the input, as JSON")
+    parser.add_argument("--name")
+    parser.add_argument("--refuse", action="append", default=[], metavar="FORMAT")
+    worker.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _arguments(arguments)
+
+    def work(say: Say) -> dict[str, Any]:
+        return convert(
+            options.source if options.zoo else Path(options.source),
+            options.folder,
+            size=options.size,
+            description=options.description,
+            name=options.name,
+            refused=options.refuse,
+            say=say,
+        )
+
+    return worker.run(options, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

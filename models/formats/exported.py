@@ -1,0 +1,152 @@
+"""torch.export programs in: .pt2 files and ExportedProgram objects."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fusion.errors import BadFile
+from models.formats.probing import DEFAULT_SIZE, first_line, map_tensors
+from models.opened import Source
+
+MAX_METADATA_BYTES = 4 * 1024 * 1024
+
+
+def read(path: Path, *, size: tuple[int, int] | None = None) -> Source:
+    """Reads a .pt2 file. For files from sources you trust only: torch.export.load may run code from the file.
+
+    Raises BadFile where torch cannot load it.
+    """
+    metadata = _metadata(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+    except Exception as error:  # its reader raises whatever the damaged part leads to
+        raise BadFile(
+            f"'{path.name}' cannot be loaded as a torch.export program: {first_line(error)}. "
+            "Save it again with torch.export.save, by the torch version installed here or an older one."
+        ) from error
+    return from_program(program, size=size, metadata=metadata)
+
+
+def from_program(
+    program: ExportedProgram, *, size: tuple[int, int] | None = None, metadata: dict[str, Any] | None = None
+) -> Source:
+    """An ExportedProgram with one image input as a source. The program itself is left as it is."""
+    import fusion
+
+    shape, dtype = _input(program)
+    sides = [side if isinstance(side, int) else None for side in shape[1:]]
+    assumed = [sides[0] or 3, *(size or DEFAULT_SIZE)]
+    notes: list[str] = []
+    if sides[1:] == [None, None] and size is None:
+        notes.append("The program takes images of any size; 224x224 is assumed. Pass size=HxW for another.")
+    if any(side not in (None, wanted) for side, wanted in zip(sides[1:], size or sides[1:], strict=True)):
+        raise BadFile(
+            f"The program was exported for images of {sides[1]}x{sides[2]} pixels. "
+            "Use that size, or export it again for another."
+        )
+    shape_used = [side or other for side, other in zip(sides, assumed, strict=True)]
+    example = torch.randn(2, *shape_used, generator=torch.Generator().manual_seed(0)).to(dtype)
+    batch = shape[0] if isinstance(shape[0], int) else None
+    network = fusion.from_exported(_specialized(program, batch, example))
+    return Source(
+        example, _runner(program, batch, dtype), network=network, notes=tuple(notes), metadata=metadata or {}
+    )
+
+
+# Operators that take the wished-for shape as a list: position of the list.
+_RESHAPES = {"view": 1, "reshape": 1, "_unsafe_view": 1, "expand": 1}
+
+
+def _specialized(program: ExportedProgram, batch: int | None, example: Tensor) -> ExportedProgram:
+    """A twin of the program, weights shared, for images of the example's size and batches of any size.
+
+    Where the program was exported for one batch size, that number stands in reshapes of what depends on the
+    input: there it is read from the input again."""
+    twin = copy.copy(program)
+    twin._graph_module = copy.deepcopy(program.graph_module)
+    image = next(node for node in twin.graph.nodes if node.name == program.graph_signature.user_inputs[0])
+    image.meta["val"] = torch.empty(example.shape, dtype=example.dtype, device="meta")
+    if batch is None:
+        return twin
+    with twin.graph.inserting_after(image):
+        count = twin.graph.call_function(torch.ops.aten.sym_size.int, (image, 0))
+    dependent = {image}
+    for node in list(twin.graph.nodes):
+        if node is count or not dependent.intersection(node.all_input_nodes):
+            continue
+        dependent.add(node)
+        position = _RESHAPES.get(str(node.target).split(".")[1] if node.op == "call_function" else "")
+        if position is not None:
+            shape = list(node.args[position])
+            if shape and shape[0] == batch:
+                node.update_arg(position, [count, *shape[1:]])
+    return twin
+
+
+def _input(program: ExportedProgram) -> tuple[tuple[Any, ...], torch.dtype]:
+    names = program.graph_signature.user_inputs
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    values = [nodes[name].meta.get("val") for name in names if name in nodes]
+    if len(names) != 1 or len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4:
+        raise BadFile(
+            f"The program takes {len(names)} inputs; only one image batch [N, C, H, W] can be given. "
+            "Wrap the network in a module that takes the image alone and export that."
+        )
+    return tuple(values[0].shape), values[0].dtype
+
+
+def _runner(program: ExportedProgram, batch: int | None, dtype: torch.dtype) -> Callable[[Tensor], Any]:
+    """The program's own module on the CPU; where its batch is fixed, it runs in portions of that size."""
+    module = program.module()
+
+    def run(x: Tensor) -> Any:
+        inputs = x.detach().to("cpu", dtype)
+        with torch.no_grad():
+            if batch is None:
+                return map_tensors(module(inputs), lambda t: t.to(x.dtype))
+            rows = []
+            for start in range(0, len(inputs), batch):
+                part = inputs[start : start + batch]
+                padded = torch.cat([part, part[-1:].expand(batch - len(part), *part.shape[1:])])
+                rows.append(_flat(module(padded), len(part)))
+            return [torch.cat(column).to(x.dtype) for column in zip(*rows, strict=True)]
+
+    return run
+
+
+def _flat(value: Any, count: int) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value[:count]]
+    items = value.values() if isinstance(value, dict) else value
+    return [t for item in items if item is not None for t in _flat(item, count)]
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """JSON objects among the archive's extra files."""
+    found: dict[str, Any] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                _, _, inner = entry.filename.partition("/")
+                if inner.startswith("extra/") and entry.file_size <= MAX_METADATA_BYTES:
+                    try:
+                        value = json.loads(archive.read(entry))
+                    except ValueError:
+                        continue
+                    if isinstance(value, dict):
+                        found.update(value)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BadFile(f"'{path.name}' is damaged or truncated ({error}). Export or copy it again.") from error
+    return found

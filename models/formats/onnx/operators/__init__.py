@@ -1,0 +1,31 @@
+"""All operators: importing this package fills the registry."""
+
+from models.formats.onnx.operators import (
+    activation,
+    arithmetic,
+    constant,
+    convolution,
+    indexing,
+    linear,
+    normalization,
+    numbers,
+    pooling,
+    reduction,
+    resize,
+    shape,
+)
+
+__all__ = [
+    "activation",
+    "arithmetic",
+    "constant",
+    "convolution",
+    "indexing",
+    "linear",
+    "normalization",
+    "numbers",
+    "pooling",
+    "reduction",
+    "resize",
+    "shape",
+]

@@ -1,0 +1,58 @@
+"""Window arithmetic shared by convolutions and pools: where the padding goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.formats.onnx.registry import Node
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sliding window, one entry per spatial dimension; `begin` and `end` are the padding on each side."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+
+    @property
+    def symmetric(self) -> bool:
+        return self.begin == self.end
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """What the dilated kernel covers."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+
+def window(node: Node, kernel: Sequence[int], sizes: Sequence[int]) -> Window:
+    """The window of a node over an input of these spatial sizes."""
+    rank = len(kernel)
+    stride = tuple(node.get("strides") or (1,) * rank)
+    dilation = tuple(node.get("dilations") or (1,) * rank)
+    mode = node.get("auto_pad", "NOTSET")
+    pads = node.get("pads") or (0,) * (2 * rank)
+    begin, end = tuple(pads[:rank]), tuple(pads[rank:])
+    if mode == "VALID":
+        begin = end = (0,) * rank
+    elif mode in ("SAME_UPPER", "SAME_LOWER"):
+        totals = [
+            max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
+            for size, k, s, d in zip(sizes, kernel, stride, dilation, strict=True)
+        ]
+        small, large = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
+        begin, end = (small, large) if mode == "SAME_UPPER" else (large, small)
+    return Window(tuple(kernel), stride, dilation, begin, end)
+
+
+def pad(x: Tensor, begin: Sequence[int], end: Sequence[int], value: float = 0.0) -> Tensor:
+    """Pad (or, with negative amounts, crop) the last dimensions; torch counts them from the last."""
+    amounts = [side for b, e in reversed(list(zip(begin, end, strict=True))) for side in (b, e)]
+    return F.pad(x, amounts, value=value) if any(amounts) else x

@@ -1,0 +1,253 @@
+"""What to run, worked out once: constants folded, shapes known, the batch free.
+
+The nodes run on fake tensors whose batch is a symbol. Whatever comes out without that symbol is a constant;
+sizes that contain it stay arithmetic; the rest are the steps that a batch of images goes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from fusion.errors import BadFile, ClearfoldError, UnsupportedOperator
+from models.formats.onnx import operators  # noqa: F401  (fills the registry)
+from models.formats.onnx.batch import Batched, follow_batch
+from models.formats.onnx.names import with_path
+from models.formats.onnx.patterns import Known, live, simplify
+from models.formats.onnx.registry import Node, Operator, find, find_arithmetic
+from models.formats.onnx.steps import Argument, Constant, Static, Step, Variable
+from models.formats.onnx.values import Numbers, as_tensor, is_symbolic, numbers
+from models.formats.onnx.views import as_view
+
+# Beyond this, an integer constant is data (a table of indices), not a shape.
+_MOST_NUMBERS = 4096
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps from the image to the output, both given by their names."""
+
+    steps: tuple[Step, ...]
+    input: str
+    output: str
+
+
+def make(
+    nodes: Iterable[Node],
+    weights: Mapping[str, Tensor],
+    image: str,
+    sample: tuple[int, ...],
+    batch: int | None,
+    output: str,
+) -> Plan:
+    """Plan the nodes for images of shape `sample`; `batch` is the batch size that the file fixes, or None."""
+    known = {name: Known(tensor, name) for name, tensor in weights.items()}
+    rest = _fold(live(nodes, [output]), known)
+    rest = [with_path(node, _first_weight(node, known)) for node in simplify(rest, known, [output])]
+    return _specialize(rest, known, image, sample, batch, output)
+
+
+def _first_weight(node: Node, known: Mapping[str, Known]) -> str | None:
+    return next((known[name].name for name in node.inputs if name in known), None)
+
+
+def _operator(node: Node) -> Operator:
+    found = find(node)
+    if found is None:
+        raise UnsupportedOperator(node.title, node.layer or node.name or node.outputs[0])
+    return found
+
+
+def _fold(nodes: Iterable[Node], known: dict[str, Known]) -> list[Node]:
+    """Compute what depends on constants only, into `known`; the nodes that are left."""
+    rest = []
+    for node in nodes:
+        if all(name in known or not name for name in node.inputs):
+            _fold_one(with_path(node, _first_weight(node, known)), known)
+        else:
+            rest.append(node)
+    return rest
+
+
+# Operators whose result is still the same weight, only arranged in another way.
+_ARRANGING = {"Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+
+
+def _fold_one(node: Node, known: dict[str, Known]) -> None:
+    operator = _operator(node)
+    arguments = [
+        None if not name else _array(known[name]) if i in operator.static else known[name].tensor
+        for i, name in enumerate(node.inputs)
+    ]
+    with torch.no_grad(), _explained(node):
+        results = operator.run(node, *arguments)
+    source = known[node.inputs[0]].name if node.op in _ARRANGING else None
+    for name, result in zip(
+        node.outputs, results if isinstance(results, tuple) else (results,), strict=False
+    ):
+        tensor = as_tensor(result)
+        # Views would keep their base alive, and expanded ones hide their size.
+        known[name] = Known(tensor.contiguous(), source or name)
+
+
+def _array(constant: Known) -> Numbers:
+    return constant.tensor.numpy()
+
+
+@contextmanager
+def _explained(node: Node) -> Iterator[None]:
+    """Turn whatever an operator raises into an error that names the layer."""
+    try:
+        yield
+    except ClearfoldError:
+        raise
+    except Exception as error:
+        line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
+        raise BadFile(
+            f"Layer '{node.layer or node.name}' ({node.title}) cannot run: {line.rstrip('.')}. "
+            "Check that the file runs in ONNX Runtime at this image size, "
+            "and export it with a dynamic batch dimension."
+        ) from error
+
+
+def _specialize(
+    nodes: list[Node],
+    known: dict[str, Known],
+    image: str,
+    sample: tuple[int, ...],
+    batch: int | None,
+    output: str,
+) -> Plan:
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+    dynamic = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * len(sample)
+    context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=dynamic)
+    x = mode.from_tensor(torch.empty(2, *sample), symbolic_context=context, source=ConstantSource("image"))
+    free = x.shape[0]
+    assert isinstance(free, SymInt)
+    values: dict[str, Any] = {image: x}
+    steps = []
+    for node in nodes:
+        if all(name in known or not name for name in node.inputs):
+            _fold_one(node, known)
+            continue
+        missing = [name for name in node.inputs if name and name not in known and name not in values]
+        if missing:
+            raise BadFile(
+                f"Layer '{node.layer or node.name}' reads '{missing[0]}', "
+                "which nothing in the file computes. Export it again."
+            )
+        view = as_view(node, known, values, steps, free, batch)
+        if view is not None:
+            node, target = view
+            step = Step(node, _on_tensors(_operator(node)), (Variable(node.inputs[0]), target), sizes=False)
+        else:
+            step = _step(node, known, values)
+            step = replace(step, arguments=follow_batch(node, step.arguments, values, free, batch))
+        with torch.no_grad(), _explained(node), mode, enable_python_dispatcher():
+            arguments = [_value(argument, values, free, mode) for argument in step.arguments]
+            results = step.run(node, *arguments)
+        if not free.node.expr.free_symbols:
+            raise BadFile(
+                f"Layer '{node.layer or node.name}' ({node.title}) runs with a batch of one size only. "
+                "Export the network with a dynamic batch dimension."
+            )
+        results = results if isinstance(results, tuple) else (results,)
+        dynamic_result = False
+        for name, result in zip(node.outputs, results, strict=False):
+            if isinstance(result, Tensor) or is_symbolic(result):
+                values[name], dynamic_result = result, True
+            else:
+                known[name] = Known(as_tensor(result), name)
+        if dynamic_result:
+            steps.append(step)
+    if output not in values:
+        raise BadFile("The network's output does not depend on its input. Export it again.")
+    return Plan(_with_release(steps, output), image, output)
+
+
+def _step(node: Node, known: Mapping[str, Known], values: Mapping[str, Any]) -> Step:
+    """The node with its arguments in the form that its function takes."""
+    sizes = find_arithmetic(node)
+    if sizes is not None and all(_is_number(name, known, values) for name in node.inputs):
+        given = [
+            Static(None) if not n else Variable(n) if n in values else Static(_array(known[n]))
+            for n in node.inputs
+        ]
+        return Step(node, sizes, tuple(given), sizes=True)
+    operator = _operator(node)
+    arguments: list[Argument] = []
+    rank = max((values[n].ndim for n in node.inputs if n in values), default=0)
+    for i, name in enumerate(node.inputs):
+        if not name:
+            arguments.append(Static(None))
+        elif name in values:
+            arguments.append(Variable(name))
+        elif i in operator.static:
+            arguments.append(Static(_array(known[name])))
+        elif operator.scalars and known[name].tensor.numel() == 1 and known[name].tensor.ndim <= rank:
+            arguments.append(Static(known[name].tensor.item()))
+        else:
+            arguments.append(Constant(known[name]))
+    while arguments and isinstance(arguments[-1], Static) and arguments[-1].value is None:
+        arguments.pop()
+    return Step(node, _on_tensors(operator), tuple(arguments), sizes=False)
+
+
+def _on_tensors(operator: Operator) -> Callable[..., Any]:
+    """The operator's function, with sizes turned into tensors wherever it takes no numbers."""
+
+    def run(node: Node, *arguments: Any) -> Any:
+        first = next((a for a in arguments if isinstance(a, Tensor)), None)
+        ready = (
+            as_tensor(a, first)
+            if i not in operator.static and not isinstance(a, Tensor | float | int | None)
+            else a
+            for i, a in enumerate(arguments)
+        )
+        return operator.run(node, *ready)
+
+    return run
+
+
+def _is_number(name: str, known: Mapping[str, Known], values: Mapping[str, Any]) -> bool:
+    if name in values:
+        return not isinstance(values[name], Tensor)
+    if not name:
+        return True
+    constant = known[name].tensor
+    return constant.ndim <= 1 and constant.numel() <= (1 if constant.is_floating_point() else _MOST_NUMBERS)
+
+
+def _value(argument: Argument, values: Mapping[str, Any], batch: SymInt, mode: FakeTensorMode) -> Any:
+    match argument:
+        case Variable(name):
+            return values[name]
+        case Constant(known):
+            # Fake like the rest: a real tensor would force the batch to be a number.
+            return mode.from_tensor(known.tensor, static_shapes=True)
+        case Batched():
+            return numbers(argument.sizes(batch))
+        case Static(value):
+            return value
+
+
+def _with_release(steps: list[Step], output: str) -> tuple[Step, ...]:
+    """Drop the steps that nothing reads, and note after which step each value is no longer needed."""
+    wanted, kept = {output}, []
+    for step in reversed(steps):
+        if not wanted.intersection(step.node.outputs):
+            continue
+        reads = {a.name for a in step.arguments if isinstance(a, Variable)}
+        kept.append(replace(step, release=tuple(sorted(reads - wanted))))
+        wanted |= reads
+    return tuple(reversed(kept))

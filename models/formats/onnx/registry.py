@@ -1,0 +1,108 @@
+"""The table of ONNX operators: one small function each, found by name and by the opset that introduced it.
+
+    @operator("LeakyRelu", since=6)
+    def leaky_relu(node: Node, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, node.get("alpha", 0.01))
+
+A function gets its node (for the attributes) and its inputs as tensors. Positions named in `static` come as
+numbers when they are known; `scalars=True` passes constants of one element as Python numbers.
+`@arithmetic` adds what the operator does to numbers, so that shapes keep the batch free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from models.formats.onnx.values import Numbers
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# The domain of nodes that the importer itself puts in place of several ONNX ones.
+OWN = "clearfold"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One ONNX node, without any reference to the file it came from."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    domain: str = ""
+    opset: int = 1
+    name: str = ""
+    scopes: tuple[str, ...] = ()
+    layer: str = ""
+
+    def get(self, attribute: str, default: Any = None) -> Any:
+        """An attribute's value, or the default that the specification gives."""
+        return self.attributes.get(attribute, default)
+
+    @property
+    def title(self) -> str:
+        """The operator as users know it: domain, name, opset."""
+        return f"{self.domain or 'ai.onnx'}::{self.op} (opset {self.opset})"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How one operator, from one opset on, is computed."""
+
+    since: int
+    run: Callable[..., Any]
+    static: frozenset[int]
+    scalars: bool
+
+
+_OPERATORS: dict[tuple[str, str], list[Operator]] = {}
+_ARITHMETIC: dict[str, Callable[..., Numbers]] = {}
+
+
+def operator(
+    *names: str, since: int = 1, static: tuple[int, ...] = (), scalars: bool = False, domain: str = ""
+) -> Callable[[Function], Function]:
+    """Register a function for the operators of these names, from opset `since` on."""
+
+    def register(function: Function) -> Function:
+        for name in names:
+            versions = _OPERATORS.setdefault((domain, name), [])
+            versions.append(Operator(since, function, frozenset(static), scalars))
+            versions.sort(key=lambda version: version.since)
+        return function
+
+    return register
+
+
+def arithmetic(*names: str) -> Callable[[Function], Function]:
+    """Register what the operators of these names do to numbers."""
+
+    def register(function: Function) -> Function:
+        _ARITHMETIC.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def find(node: Node) -> Operator | None:
+    """The newest version not newer than the node's opset, or None."""
+    versions = [
+        v for v in _OPERATORS.get((node.domain, node.op), []) if node.domain == OWN or v.since <= node.opset
+    ]
+    return versions[-1] if versions else None
+
+
+def find_arithmetic(node: Node) -> Callable[..., Numbers] | None:
+    """What the node's operator does to numbers, or None."""
+    return _ARITHMETIC.get(node.op) if node.domain == "" else None
+
+
+def supported() -> dict[str, tuple[int, ...]]:
+    """Every operator of the ONNX domain that can be read, with the opsets at which its reading changes."""
+    return {
+        name: tuple(v.since for v in versions)
+        for (domain, name), versions in sorted(_OPERATORS.items())
+        if not domain
+    }

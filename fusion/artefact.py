@@ -1,4 +1,4 @@
-"""The stored form of a network: graph.json, weights.safetensors and manifest.json; loading runs no code from outside."""
+"""The stored form of a network: graph.json, weights.safetensors, manifest.json; loading it runs no foreign code."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx
 
-from fusion.errors import ArtefactError, NonFiniteWeights, UnsupportedOperator
-from fusion.network import Network
+from fusion.errors import ArtefactError, UnsupportedOperator
+from fusion.network import Network, check_finite
 from fusion.operators import is_allowed, operator_for, operator_key
 
 VERSION = 1
@@ -25,7 +25,7 @@ _KINDS: dict[str, type] = {"dtype": torch.dtype, "layout": torch.layout, "memory
 
 
 def save(network: Network, folder: Path, manifest: dict[str, Any]) -> None:
-    """Write a network into an existing folder. Raises UnsupportedOperator where the graph has an operator off the list."""
+    """Write a network into an existing folder. Raises UnsupportedOperator for an operator off the list."""
     for node in network.graph.nodes:
         if node.op == "call_function" and not is_allowed(node.target):
             raise UnsupportedOperator(operator_key(node.target), str(node.meta.get("layer", "")))
@@ -73,9 +73,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{path.name} cannot be read ({error}). Upload the network again.") from error
-    bad = [name for name, t in weights.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-    if bad:
-        raise NonFiniteWeights(bad)
+    check_finite(weights)
     return weights
 
 
@@ -139,7 +137,8 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
 def _decode_graph(entries: list[dict[str, Any]], constants: dict[str, Tensor]) -> fx.Graph:
     if len(entries) > _MAX_NODES:
         raise ArtefactError(f"{GRAPH} has {len(entries)} nodes; at most {_MAX_NODES} are run.")
-    graph, nodes = fx.Graph(), {}
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
     for entry in entries:
         op, name = entry["op"], entry["name"]
         args = tuple(_decode(entry.get("args", []), nodes))
@@ -148,7 +147,9 @@ def _decode_graph(entries: list[dict[str, Any]], constants: dict[str, Tensor]) -
             node = graph.create_node("placeholder", name, name=name)
         elif op == "get_attr":
             if entry["target"] not in constants:
-                raise ArtefactError(f"{WEIGHTS} lacks the constant '{entry['target']}'. Upload the network again.")
+                raise ArtefactError(
+                    f"{WEIGHTS} lacks the constant '{entry['target']}'. Upload the network again."
+                )
             node = graph.create_node("get_attr", entry["target"], name=name)
         elif op == "call_function":
             node = graph.create_node("call_function", operator_for(entry["target"]), args, kwargs, name=name)

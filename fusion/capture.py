@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +12,23 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from fusion.errors import CaptureError, ClearfoldError, NonFiniteWeights
-from fusion.network import Network, annotate, call, is_size_arithmetic, op_name
+from fusion.errors import CaptureError, ClearfoldError
+from fusion.network import Network, annotate, call, check_finite, is_size_arithmetic, op_name
 from fusion.normalize import normalize
 
 aten = torch.ops.aten
 
 # Results that may share memory with their first argument although their schema does not say so.
-_MAY_ALIAS = {"reshape", "contiguous", "flatten", "to", "dropout", "alpha_dropout", "feature_dropout", "unflatten"}
+_MAY_ALIAS = {
+    "reshape",
+    "contiguous",
+    "flatten",
+    "to",
+    "dropout",
+    "alpha_dropout",
+    "feature_dropout",
+    "unflatten",
+}
 
 
 def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
@@ -36,7 +44,9 @@ def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
     shapes = tuple({0: Dim.AUTO} for _ in inputs)
     try:
         with torch.no_grad():
-            program = torch.export.export(frozen, inputs, dynamic_shapes=(shapes,) if _varargs(frozen) else shapes, strict=False)
+            program = torch.export.export(
+                frozen, inputs, dynamic_shapes=(shapes,) if _varargs(frozen) else shapes, strict=False
+            )
     except ClearfoldError:
         raise
     except Exception as error:
@@ -55,9 +65,7 @@ def from_exported(program: ExportedProgram) -> Network:
         graph, constants = _lift(program.run_decompositions({}))
         if not _functionalize(graph):
             raise CaptureError("The network writes into tensors in place in a way that cannot be captured.")
-    bad = [name for name, t in constants.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-    if bad:
-        raise NonFiniteWeights(bad)
+    check_finite(constants)
     network = Network(graph, constants)
     normalize(network)
     fold_constants(network)
@@ -77,9 +85,15 @@ def from_exported(program: ExportedProgram) -> Network:
 
 
 def evaluation_twin(module: nn.Module) -> nn.Module:
-    """A copy of the module in evaluation mode that shares its tensors; the original's flags stay as they are."""
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return copy.deepcopy(module, {id(t): t for t in tensors}).eval()
+    """A copy in evaluation mode that shares the parameters; buffers are copied, since a forward may write them.
+
+    The original's flags and tensors stay as they are.
+    """
+    shared: dict[int, Any] = {id(p): p for p in module.parameters()}
+    for child in module.modules():
+        # Hooks such as the old weight_norm keep computed tensors as attributes, which refuse to be copied.
+        shared |= {id(v): v for v in vars(child).values() if isinstance(v, Tensor)}
+    return copy.deepcopy(module, shared).eval()
 
 
 def fold_constants(network: Network) -> None:
@@ -109,7 +123,9 @@ def fold_constants(network: Network) -> None:
 
 def _with_batch(x: Tensor, batch: int) -> Tensor:
     if x.ndim == 0:
-        raise CaptureError("The network has an input without a batch dimension; only [batch, ...] can be captured.")
+        raise CaptureError(
+            "The network has an input without a batch dimension; only [batch, ...] can be captured."
+        )
     return x[:1].expand(batch, *x.shape[1:]).contiguous()
 
 
@@ -119,13 +135,18 @@ def _varargs(module: nn.Module) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    ).rstrip(".")
 
 
 def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
     """Copy the program's graph, with parameters, buffers and tensor constants as `get_attr` nodes."""
     signature = program.graph_signature
-    if any(spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION) for spec in signature.output_specs):
+    if any(
+        spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
+        for spec in signature.output_specs
+    ):
         raise CaptureError("The network changes its own buffers while running; export it in evaluation mode.")
     tensors = {**program.state_dict, **program.constants}
     names = {
@@ -133,7 +154,9 @@ def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
         for spec in signature.input_specs
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
     }
-    graph, mapped, constants = fx.Graph(), {}, {}
+    graph = fx.Graph()
+    mapped: dict[fx.Node, fx.Node] = {}
+    constants: dict[str, Tensor] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:
             if not node.users:
@@ -145,14 +168,18 @@ def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
             results = [mapped[n] for n in node.args[0] if isinstance(n, fx.Node)]
             new = graph.output(results[0] if len(results) == 1 else tuple(results))
         elif node.op == "get_attr":
-            raise CaptureError(f"The network contains a nested graph ('{node.target}'), which cannot be explained.")
+            raise CaptureError(
+                f"The network contains a nested graph ('{node.target}'), which cannot be explained."
+            )
         else:
             new = graph.node_copy(node, lambda n: mapped[n])
         val = node.meta.get("val")
         new.meta = {"layer": _layer(node)}
         if node.op == "placeholder":
             if not isinstance(val, Tensor):
-                raise CaptureError(f"Input '{node.name}' is no tensor; export the network with tensor inputs only.")
+                raise CaptureError(
+                    f"Input '{node.name}' is no tensor; export the network with tensor inputs only."
+                )
             fixed = [size if isinstance(size, int) else None for size in val.shape]
             new.meta |= {"shape": (None, *fixed[1:]), "dtype": val.dtype}
         mapped[node] = new
@@ -165,7 +192,11 @@ def _layer(node: fx.Node) -> str:
     path = list(stack.values())[-1][0] if stack else ""
     if not path or path.startswith("_empty"):
         weights = [n for n in node.all_input_nodes[1:2] if n.op == "placeholder" and "weight" in n.name]
-        return "" if not weights else weights[0].name.removeprefix("p_").removeprefix("b_").rpartition("_weight")[0]
+        return (
+            ""
+            if not weights
+            else weights[0].name.removeprefix("p_").removeprefix("b_").rpartition("_weight")[0]
+        )
     return str(path)
 
 
@@ -179,7 +210,11 @@ def _functionalize(graph: fx.Graph) -> bool:
         written = node.args[0]
         if functional is None or not isinstance(written, fx.Node):
             return False
-        later = [a for a in _aliases(written) - {written} - {node} if any(order[u] > order[node] for u in a.users if u is not node)]
+        later = [
+            a
+            for a in _aliases(written) - {written} - {node}
+            if any(order[u] > order[node] for u in a.users if u is not node)
+        ]
         if any(a is not node and not _derived_from(a, node) for a in later):
             return False
         node.target = functional
@@ -232,11 +267,16 @@ def _is_view(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     returns = node.target._schema.returns
-    return op_name(node) in _MAY_ALIAS or any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    return op_name(node) in _MAY_ALIAS or any(
+        r.alias_info is not None and not r.alias_info.is_write for r in returns
+    )
 
 
 def _is_random(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded in node.target.tags
+    )
 
 
 def _constant_name(node: fx.Node) -> str:

@@ -48,7 +48,9 @@ class NonFiniteWeights(ClearfoldError):
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        shown = ", ".join(self.names[:5]) + (f" and {len(self.names) - 5} more" if len(self.names) > 5 else "")
+        shown = ", ".join(self.names[:5]) + (
+            f" and {len(self.names) - 5} more" if len(self.names) > 5 else ""
+        )
         super().__init__(
             f"The weights {shown} contain NaN or infinity, so nothing the network says can be explained. "
             "Export the network again from a checkpoint with finite weights."

@@ -16,7 +16,9 @@ from fusion.network import Network
 def to_exported(network: Network) -> ExportedProgram:
     """The network as a torch.export program whose constants keep their names."""
     example = tuple(
-        torch.zeros([2 if size is None else size for size in spec.shape], dtype=spec.dtype, device=network.device)
+        torch.zeros(
+            [2 if size is None else size for size in spec.shape], dtype=spec.dtype, device=network.device
+        )
         for spec in network.inputs
     )
     shapes = tuple({0: Dim.DYNAMIC} for _ in example)

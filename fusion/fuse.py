@@ -1,4 +1,4 @@
-"""The driver: folds run to a fixed point on a copy of the network, and a report says what became of every normalization."""
+"""The driver: folds run to a fixed point on a copy, and a report says what became of every normalization."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def fuse(network: Network) -> Fused:
                 folded = True
     for node in [n for n in work.graph.nodes if n.name in names and n.name not in outcome]:
         outcome[node.name] = Row(_layer_name(node), op_name(node), "kept", (), _why_kept(work, node))
+    work.graph.eliminate_dead_code()
     result = Network(work.graph, work.constants)
     result.graph.lint()
     annotate(result)

@@ -124,7 +124,7 @@ class Affine:
 
 
 def affine(network: Network, node: Any) -> Affine | None:
-    """The channel-wise affine map that this node is at inference: a batch norm, or an instance norm with running statistics."""
+    """The channel-wise affine map that this node is: a batch norm, or an instance norm with running statistics."""
     if not isinstance(node, fx.Node) or node.op != "call_function" or op_name(node) not in _STATISTICS:
         return None
     uses_batch, eps = _STATISTICS[op_name(node)](node)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fusion.errors import NonFiniteWeights
+
 Shape: TypeAlias = tuple[int | None, ...]
 Value: TypeAlias = Any
 
@@ -62,7 +64,7 @@ class Network:
 
     @property
     def output_node(self) -> fx.Node:
-        return next(node for node in reversed(self.graph.nodes) if node.op == "output")
+        return self.graph.output_node()
 
     @property
     def input_nodes(self) -> tuple[fx.Node, ...]:
@@ -117,9 +119,7 @@ class Network:
         """The nodes that compute tensors (size arithmetic left out)."""
         return (n for n in self.graph.nodes if n.op == "call_function" and n.meta.get("shape") is not None)
 
-    def to(
-        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Network:
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Network:
         """The same network on another device or in another floating-point type."""
         target = torch.device(device) if device is not None else None
         old = self.dtype
@@ -186,7 +186,10 @@ def is_size_arithmetic(node: fx.Node) -> bool:
     """True for nodes that compute sizes, not tensors."""
     if node.op != "call_function" or node.target is operator.getitem:
         return False
-    return getattr(node.target, "__module__", "") in ("_operator", "math", "torch") or op_name(node) == "sym_size"
+    return (
+        getattr(node.target, "__module__", "") in ("_operator", "math", "torch")
+        or op_name(node) == "sym_size"
+    )
 
 
 def annotate(network: Network) -> Network:
@@ -231,6 +234,18 @@ def call(node: fx.Node, values: Mapping[fx.Node, Value]) -> Value:
     return target(*args, **kwargs)
 
 
+def check_finite(constants: Mapping[str, Tensor]) -> None:
+    """Raise NonFiniteWeights for NaN or infinity; attention masks (-inf among zeros) are no weights and pass."""
+    bad = []
+    for name, t in constants.items():
+        if not t.is_floating_point() or bool(torch.isfinite(t).all()):
+            continue
+        if not bool(((t == 0) | (t == -torch.inf)).all()):
+            bad.append(name)
+    if bad:
+        raise NonFiniteWeights(bad)
+
+
 def value_dependent(network: Network) -> set[fx.Node]:
     """The nodes whose values depend on the values of the inputs (not merely on their sizes)."""
     found: set[fx.Node] = set()
@@ -245,5 +260,6 @@ def value_dependent(network: Network) -> set[fx.Node]:
 
 
 SIZE_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")
+    name: getattr(operator, name)
+    for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")
 }

@@ -80,7 +80,9 @@ def _identity(network: Network, node: fx.Node) -> fx.Node | None:
 def _native_batch_norm(network: Network, node: fx.Node) -> fx.Node | None:
     # Returns (output, empty, empty): only the first is ever read at inference.
     x, weight, bias, mean, var, momentum, eps = node.args
-    normal = _emit(network, node, aten.batch_norm.default, x, weight, bias, mean, var, False, momentum, eps, False)
+    normal = _emit(
+        network, node, aten.batch_norm.default, x, weight, bias, mean, var, False, momentum, eps, False
+    )
     for user in list(node.users):
         if user.target is operator.getitem and user.args[1] == 0:
             normal.meta = {**user.meta}
@@ -93,8 +95,14 @@ def _convolution(network: Network, node: fx.Node) -> fx.Node | None:
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
     rank = len(stride)  # type: ignore[arg-type]
     if transposed:
-        target = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}[rank]
-        return _emit(network, node, target, x, weight, bias, stride, padding, output_padding, groups, dilation)
+        target = {
+            1: aten.conv_transpose1d.default,
+            2: aten.conv_transpose2d.input,
+            3: aten.conv_transpose3d.input,
+        }[rank]
+        return _emit(
+            network, node, target, x, weight, bias, stride, padding, output_padding, groups, dilation
+        )
     target = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[rank]
     return _emit(network, node, target, x, weight, bias, stride, padding, dilation, groups)
 
@@ -170,7 +178,9 @@ def _undo_transpose(node: Any) -> fx.Node | None:
     """The matrix M where node is M transposed."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return None
-    swapped = op_name(node) == "t" or (op_name(node) == "transpose" and set(node.args[1:]) in ({0, 1}, {-1, -2}))
+    swapped = op_name(node) == "t" or (
+        op_name(node) == "transpose" and set(node.args[1:]) in ({0, 1}, {-1, -2})
+    )
     swapped = swapped or (op_name(node) == "permute" and list(node.args[1]) == [1, 0])  # type: ignore[arg-type]
     return node.args[0] if swapped else None  # type: ignore[return-value]
 

@@ -37,7 +37,10 @@ class Report:
         return {**counts, "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        lines = [f"{r.layer:40} {r.op:14} {r.outcome:7} {', '.join(r.into) or '-':40} {r.reason}" for r in self.rows]
+        lines = [
+            f"{r.layer:40} {r.op:14} {r.outcome:7} {', '.join(r.into) or '-':40} {r.reason}"
+            for r in self.rows
+        ]
         return "\n".join(lines) if lines else "no normalization layers"
 
 

@@ -10,7 +10,19 @@ from typing import Any
 
 from fusion.errors import BadComposite
 from fusion.linear import LinearLayer
-from lrp.rules import AlphaBeta, AnyRule, BiasMode, Epsilon, Flat, Gamma, InputRule, LinearRule, ZBox, ZPlus, bound
+from lrp.rules import (
+    AlphaBeta,
+    AnyRule,
+    BiasMode,
+    Epsilon,
+    Flat,
+    Gamma,
+    InputRule,
+    LinearRule,
+    ZBox,
+    ZPlus,
+    bound,
+)
 
 
 @dataclass(frozen=True)
@@ -35,13 +47,17 @@ class Composite:
         """The same composite with other rules at the layers whose names match the given names or glob patterns."""
         return replace(self, overrides=(*self.overrides, *rules.items()))
 
-    def resolve(self, layers: Sequence[LinearLayer], readers_of_input: set[LinearLayer]) -> dict[LinearLayer, AnyRule]:
+    def resolve(
+        self, layers: Sequence[LinearLayer], readers_of_input: set[LinearLayer]
+    ) -> dict[LinearLayer, AnyRule]:
         """The rule of every layer. Raises BadComposite for an override that matches nothing, or for an input rule
         at a layer that does not read the input."""
         for pattern, _ in self.overrides:
             if not any(_matches(layer, pattern) for layer in layers):
                 known = ", ".join(layer.name for layer in layers[:8]) + (", ..." if len(layers) > 8 else "")
-                raise BadComposite(f"The override '{pattern}' matches no linear layer. The layers are: {known}.")
+                raise BadComposite(
+                    f"The override '{pattern}' matches no linear layer. The layers are: {known}."
+                )
         resolved = {layer: self._rule(layer, layer in readers_of_input) for layer in layers}
         for layer, rule in resolved.items():
             if isinstance(rule, InputRule) and layer not in readers_of_input:

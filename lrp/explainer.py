@@ -120,9 +120,13 @@ class Explainer:
         expected = self.network.inputs[0].shape
         if image.ndim == len(expected) - 1:
             image = image[None]
-        fits = image.ndim == len(expected) and all(e is None or e == s for e, s in zip(expected, image.shape, strict=True))
+        fits = image.ndim == len(expected) and all(
+            e is None or e == s for e, s in zip(expected, image.shape, strict=True)
+        )
         if not fits or image.shape[0] == 0:
-            raise BadInput(f"The network takes {['N', *expected[1:]]}; the input has shape {list(image.shape)}.")
+            raise BadInput(
+                f"The network takes {['N', *expected[1:]]}; the input has shape {list(image.shape)}."
+            )
         x: Tensor = image.detach().to(device=self.device, dtype=self.dtype)
         if not bool(torch.isfinite(x).all()):
             raise BadInput("The input contains NaN or infinity. Give finite pixel values.")
@@ -180,12 +184,14 @@ def explain(
 ) -> Explanation:
     """Explain one call in one line; keep an `Explainer` for many."""
     example = image if isinstance(image, Tensor) and image.ndim == 4 else None
-    explainer = Explainer(network, composite=composite, rules=rules, device=device, dtype=dtype, example=example)
+    explainer = Explainer(
+        network, composite=composite, rules=rules, device=device, dtype=dtype, example=example
+    )
     return explainer.explain(image, target)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """"auto" is CUDA where there is one and the CPU otherwise."""
+    """ "auto" is CUDA where there is one and the CPU otherwise."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)

@@ -27,7 +27,13 @@ def per_sample(t: Tensor) -> Tensor:
 class _Graft(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, recorder: Recorder | None, key: str, degree: int, value: Tensor, count: int, *tensors: Tensor | None
+        ctx: Any,
+        recorder: Recorder | None,
+        key: str,
+        degree: int,
+        value: Tensor,
+        count: int,
+        *tensors: Tensor | None,
     ) -> Tensor:
         carriers, factors, offsets = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
         ctx.recorder, ctx.key, ctx.degree, ctx.count = recorder, key, degree, count
@@ -93,7 +99,11 @@ def sink(recorder: Recorder | None, key: str, constant: Tensor, anchor: Tensor) 
     if recorder is None:
         return constant
     if constant.ndim == 0 or constant.shape[0] != anchor.shape[0]:
-        constant = constant.expand(anchor.shape[0], *constant.shape[1:]) if constant.ndim else constant.expand(anchor.shape[0])
+        constant = (
+            constant.expand(anchor.shape[0], *constant.shape[1:])
+            if constant.ndim
+            else constant.expand(anchor.shape[0])
+        )
     return _Sink.apply(recorder, key, constant, anchor)  # type: ignore[no-any-return]
 
 
@@ -115,12 +125,12 @@ class _Tap(torch.autograd.Function):
 
 def received(recorder: Recorder | None, key: str, t: Tensor) -> Tensor:
     """t itself; the recorder learns its relevance as what node `key` received."""
-    return t if recorder is None else _Tap.apply(recorder, key, 1, t)  # type: ignore[no-any-return]
+    return t if recorder is None else _Tap.apply(recorder, key, 1, t)
 
 
 def passed(recorder: Recorder | None, key: str, t: Tensor) -> Tensor:
     """t itself; the recorder learns the relevance that node `key` passed to it."""
-    return t if recorder is None else _Tap.apply(recorder, key, -1, t)  # type: ignore[no-any-return]
+    return t if recorder is None else _Tap.apply(recorder, key, -1, t)
 
 
 def stabilize(t: Tensor, epsilon: float) -> Tensor:

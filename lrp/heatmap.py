@@ -28,7 +28,9 @@ COLORMAPS: dict[str, Sequence[tuple[int, int, int]]] = {
 
 def pool(relevance: Tensor | Floats) -> Floats:
     """Relevance per pixel: [C, H, W] summed over channels to [H, W]."""
-    array = relevance.detach().float().cpu().numpy() if isinstance(relevance, Tensor) else np.asarray(relevance)
+    array = (
+        relevance.detach().float().cpu().numpy() if isinstance(relevance, Tensor) else np.asarray(relevance)
+    )
     if array.ndim != 3:
         raise BadInput(f"Relevance of one image is [C, H, W], not {list(array.shape)}.")
     return np.asarray(array.sum(0))
@@ -58,14 +60,21 @@ def colorize(heat: Floats, cmap: str = "bwr", clip: float = 99.5, gain: float = 
 
 
 def overlay(
-    image: Pixels, heat: Floats, opacity: float = 0.6, cmap: str = "bwr", clip: float = 99.5, gain: float = 1.0
+    image: Pixels,
+    heat: Floats,
+    opacity: float = 0.6,
+    cmap: str = "bwr",
+    clip: float = 99.5,
+    gain: float = 1.0,
 ) -> Pixels:
     """The coloured map over an image [H, W, 3] of the same size; the image is shown in gray so that only relevance
     has colour."""
     if image.shape[:2] != heat.shape:
-        raise BadInput(f"The image is {image.shape[:2]}, the map {heat.shape}; give the image that the network saw.")
+        raise BadInput(
+            f"The image is {image.shape[:2]}, the map {heat.shape}; give the image that the network saw."
+        )
     if not 0 <= opacity <= 1:
         raise BadInput(f"opacity is between 0 and 1, not {opacity}.")
     gray = image.astype(np.float64) @ np.asarray([0.299, 0.587, 0.114])
     blended = (1 - opacity) * gray[..., None] + opacity * colorize(heat, cmap, clip, gain)
-    return np.rint(blended).astype(np.uint8)
+    return np.asarray(np.rint(blended), dtype=np.uint8)

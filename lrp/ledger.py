@@ -51,8 +51,10 @@ class Ledger:
     @property
     def turnover(self) -> Tensor:
         """All relevance that was moved, signs ignored: the scale of rounding errors."""
-        return self.score.abs() + self.input.abs() + sum(
-            (entry.received.abs() for entry in self.entries), torch.zeros_like(self.score)
+        return (
+            self.score.abs()
+            + self.input.abs()
+            + sum((entry.received.abs() for entry in self.entries), torch.zeros_like(self.score))
         )
 
     def closes(self, tolerance: float) -> bool:
@@ -96,8 +98,10 @@ class Ledger:
         for e in self.entries:
             received, kept = float(e.received.sum()), float(e.kept.sum())
             lines.append(f"{e.layer or e.node:40} {e.op:16} {received:12.5g} {kept:12.5g}")
-        lines.append(f"score {float(self.score.sum()):.6g} = input {float(self.input.sum()):.6g} + kept "
-                     f"{float(self.kept.sum()):.6g}, error {float(self.error.max()):.2g}")
+        lines.append(
+            f"score {float(self.score.sum()):.6g} = input {float(self.input.sum()):.6g} + kept "
+            f"{float(self.kept.sum()):.6g}, error {float(self.error.max()):.2g}"
+        )
         return "\n".join(lines)
 
 
@@ -122,7 +126,9 @@ class Recording:
             received, passed = current[key][0] + received, current[key][1] + passed
         current[key] = (received, passed)
 
-    def ledger(self, score: Tensor, relevance_sum: Tensor, layers: dict[str, tuple[str, str]], several: bool) -> Ledger:
+    def ledger(
+        self, score: Tensor, relevance_sum: Tensor, layers: dict[str, tuple[str, str]], several: bool
+    ) -> Ledger:
         """Close the account. `layers` maps node names to (layer, operator) in execution order."""
         entries = []
         for node, (layer, op) in layers.items():

@@ -24,7 +24,8 @@ aten = torch.ops.aten
     "squeeze", "unsqueeze", "expand", "expand_as", "slice", "select", "narrow", "split", "split_with_sizes", "chunk",
     "unbind", "getitem", "flip", "roll", "index_select", "pixel_shuffle", "pixel_unshuffle", "unfold", "im2col",
     "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "reflection_pad1d", "reflection_pad2d",
-    "replication_pad1d", "replication_pad2d", "repeat", "tile", "to", "_to_copy", "gather", "movedim", "diagonal", "cumsum",
+    "replication_pad1d", "replication_pad2d", "repeat", "tile", "to", "_to_copy", "gather", "movedim", "diagonal",
+    "cumsum",
 )  # fmt: skip
 def _homogeneous(builder: Builder, node: fx.Node) -> fx.Node:
     return builder.copied(node)
@@ -49,7 +50,9 @@ def _sum_or_choice(builder: Builder, node: fx.Node) -> fx.Node:
         # A plain number is a bias too: x + 3 keeps 3 g.
         (source,) = (n for n in node.all_input_nodes if builder.depends(n))
         sign = -1 if op_name(node) == "rsub" else 1
-        carrier = builder.values[source] if sign > 0 else builder.emit(aten.neg.default, builder.values[source])
+        carrier = (
+            builder.values[source] if sign > 0 else builder.emit(aten.neg.default, builder.values[source])
+        )
         return builder.graft(node, total, [carrier], [None])
     return _norm(builder, node, total) if op_name(node) == "add" else total
 
@@ -59,7 +62,8 @@ def _pad(builder: Builder, node: fx.Node) -> fx.Node:
     value = argument(node, "value", 0)
     mode = argument(node, "mode", "constant")
     if mode == "constant" and value:
-        zero_padded = builder.emit(aten.constant_pad_nd.default, builder.values[node.args[0]], node.args[1], 0)  # type: ignore[index]
+        source: fx.Node = node.args[0]  # type: ignore[assignment]
+        zero_padded = builder.emit(aten.constant_pad_nd.default, builder.values[source], node.args[1], 0)
         return builder.graft(node, builder.copied(node), [zero_padded], [None])
     return builder.copied(node)
 
@@ -73,7 +77,9 @@ def _norm(builder: Builder, node: fx.Node, value: fx.Node) -> fx.Node:
     """The Norm rule's stabilizer, a_i / stab(sum a) R, where the composite asks for one."""
     if not builder.composite.norm_epsilon:
         return value
-    factor = builder.emit(ratio, builder.detached(value), builder.detached(value), builder.composite.norm_epsilon)
+    factor = builder.emit(
+        ratio, builder.detached(value), builder.detached(value), builder.composite.norm_epsilon
+    )
     return builder.graft(node, value, [value], [factor])
 
 
@@ -99,7 +105,16 @@ def _is_gate(node: Any) -> bool:
     while isinstance(node, fx.Node) and node.op == "call_function":
         if op_name(node) in _GATES:
             return True
-        if op_name(node) not in ("reshape", "expand", "unsqueeze", "transpose", "permute", "slice", "select", "flatten"):
+        if op_name(node) not in (
+            "reshape",
+            "expand",
+            "unsqueeze",
+            "transpose",
+            "permute",
+            "slice",
+            "select",
+            "flatten",
+        ):
             return False
         node = node.args[0]
     return False
@@ -114,7 +129,9 @@ def _product(builder: Builder, node: fx.Node) -> fx.Node:
         return builder.copied(node)
     gates = [a for a in factors if _is_gate(a)]
     if len(gates) == 1:
-        return builder.copied(node, lambda n: builder.detached(builder.values[n]) if n is gates[0] else builder.values[n])
+        return builder.copied(
+            node, lambda n: builder.detached(builder.values[n]) if n is gates[0] else builder.values[n]
+        )
     value = builder.copied(node)
     half = builder.emit(torch.full_like, builder.detached(value), 0.5)
     return builder.graft(node, value, [value], [half], degree=2)
@@ -139,13 +156,16 @@ def _quotient(builder: Builder, node: fx.Node) -> fx.Node:
         raise _unsupported(node)
     divisor = node.args[1]
     return builder.copied(
-        node, lambda n: builder.detached(builder.values[n]) if n is divisor and builder.depends(n) else builder.values[n]
+        node,
+        lambda n: (
+            builder.detached(builder.values[n]) if n is divisor and builder.depends(n) else builder.values[n]
+        ),
     )
 
 
 @operator_rule("softmax", "_softmax", "log_softmax", "_log_softmax")
 def _softmax(builder: Builder, node: fx.Node) -> fx.Node:
-    """R_i = x_i (R_i - s_i sum_j R_j), which is the gradient (Achtibat et al. 2024, prop. 3.1); it does not conserve."""
+    """R_i = x_i (R_i - s_i sum_j R_j), the gradient (Achtibat et al. 2024, prop. 3.1); it does not conserve."""
     x = builder.emit(passed, builder.recorder, builder.key(node), builder.values[node.args[0]])  # type: ignore[index]
     value = builder.copied(node, lambda n: x if n is node.args[0] else builder.values[n])
     return builder.emit(received, builder.recorder, builder.key(node), value)
@@ -155,10 +175,12 @@ def _softmax(builder: Builder, node: fx.Node) -> fx.Node:
 def _attention(builder: Builder, node: fx.Node) -> fx.Node:
     """Attention weights held constant, relevance through the values alone (CP-LRP, Ali et al. 2022)."""
     frozen = node.args[:2]
-    return builder.copied(node, lambda n: builder.detached(builder.values[n]) if n in frozen else builder.values[n])
+    return builder.copied(
+        node, lambda n: builder.detached(builder.values[n]) if n in frozen else builder.values[n]
+    )
 
 
-# --- normalizations that fusion could not fold --------------------------------------------------------------------------
+# --- normalizations that fusion could not fold ------------------------------------------------------------------
 def absolute_share(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """The multiplier of R_x = |s x| / (|s x| + |t|) R for y = s x + t: never above |s|, unlike (s x + t) / x."""
     rank = [1] * (x.ndim - 2)
@@ -199,8 +221,10 @@ def centred(x: Tensor, axes: list[int], eps: float, weight: Tensor | None, group
     return (middle / deviation).reshape(shape) * (1 if weight is None else weight)
 
 
-def _statistics(builder: Builder, node: fx.Node, axes: list[int], channels: bool = True, groups: int = 0) -> fx.Node:
-    """The LN-rule (Ali et al. 2022): deviation held constant, centering by its own linear map, the shift keeps its part."""
+def _statistics(
+    builder: Builder, node: fx.Node, axes: list[int], channels: bool = True, groups: int = 0
+) -> fx.Node:
+    """The LN-rule (Ali et al. 2022): deviation held constant, centering linear, the shift keeps its part."""
     weight = argument(node, "weight")
     shaped = None
     if weight is not None:
@@ -230,4 +254,6 @@ def _group_norm(builder: Builder, node: fx.Node) -> fx.Node:
 
 def _unsupported(node: fx.Node) -> UnsupportedOperator:
     layer = str(node.meta.get("layer") or node.name)
-    return UnsupportedOperator(f"aten::{op_name(node)}", layer, "There is no relevance rule for it in this place.")
+    return UnsupportedOperator(
+        f"aten::{op_name(node)}", layer, "There is no relevance rule for it in this place."
+    )

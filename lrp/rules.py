@@ -72,7 +72,9 @@ class Rule:
     bias: BiasMode = "absorb"
 
     def __str__(self) -> str:
-        values = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in self._shown().items())
+        values = ", ".join(
+            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in self._shown().items()
+        )
         return f"{type(self).__name__}({values})"
 
     def _shown(self) -> dict[str, object]:
@@ -140,7 +142,9 @@ class AlphaBeta(LinearRule):
 
     def __post_init__(self) -> None:
         if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
-            raise ValueError(f"AlphaBeta needs alpha, beta >= 0 with alpha - beta = 1, not {self.alpha}, {self.beta}")
+            raise ValueError(
+                f"AlphaBeta needs alpha, beta >= 0 with alpha - beta = 1, not {self.alpha}, {self.beta}"
+            )
 
     def branches(self) -> tuple[Branch, ...]:
         positive = Branch((("positive", PLUS), ("negative", MINUS)), bias=PLUS, coefficient=self.alpha)

@@ -6,10 +6,21 @@ from collections.abc import Callable
 
 from torch import fx
 
-from fusion.network import Network, op_name
+from fusion.network import Network, is_size_arithmetic, op_name
 from fusion.normalize import argument
 
-_ALWAYS = {"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "_softmax", "abs", "exp", "square", "softplus"}
+_ALWAYS = {
+    "relu",
+    "relu6",
+    "sigmoid",
+    "hardsigmoid",
+    "softmax",
+    "_softmax",
+    "abs",
+    "exp",
+    "square",
+    "softplus",
+}
 # Non-negative if everything they read is.
 _PRESERVING = set(
     """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
@@ -18,11 +29,17 @@ _PRESERVING = set(
     index_select upsample_nearest2d upsample_bilinear2d to _to_copy clamp_max prelu leaky_relu elu gelu silu hardswish
     dropout unflatten split_with_sizes""".split()
 )
+
+
+def _at_least_zero(bound: object) -> bool:
+    return isinstance(bound, int | float) and bound >= 0
+
+
 _BY_ARGUMENT: dict[str, Callable[[fx.Node], bool]] = {
-    "hardtanh": lambda n: argument(n, "min_val") >= 0,
-    "clamp": lambda n: argument(n, "min") is not None and argument(n, "min") >= 0,
-    "clamp_min": lambda n: isinstance(argument(n, "min"), int | float) and argument(n, "min") >= 0,
-    "pow": lambda n: n.args[1] == 2,
+    "hardtanh": lambda n: _at_least_zero(argument(n, "min_val")),
+    "clamp": lambda n: _at_least_zero(argument(n, "min")),
+    "clamp_min": lambda n: _at_least_zero(argument(n, "min")),
+    "pow": lambda n: bool(n.args[1] == 2),
 }
 
 
@@ -37,7 +54,11 @@ def non_negative(network: Network) -> set[fx.Node]:
         elif node.op == "call_function":
             op = op_name(node)
             by_argument = _BY_ARGUMENT.get(op)
-            if op in _ALWAYS or (by_argument is not None and by_argument(node)) or _preserves(node, op, found):
+            if (
+                op in _ALWAYS
+                or (by_argument is not None and by_argument(node))
+                or _preserves(node, op, found)
+            ):
                 found.add(node)
     return found
 
@@ -45,6 +66,6 @@ def non_negative(network: Network) -> set[fx.Node]:
 def _preserves(node: fx.Node, op: str, found: set[fx.Node]) -> bool:
     if op not in _PRESERVING:
         return False
-    tensors = [n for n in node.all_input_nodes if n.meta.get("shape") is not None or n.target == "getitem"]
+    tensors = [n for n in node.all_input_nodes if not is_size_arithmetic(n)]
     numbers = [a for a in node.args if isinstance(a, int | float)] if op in ("add", "mul", "div") else []
     return bool(tensors) and all(n in found for n in tensors) and all(a >= 0 for a in numbers)

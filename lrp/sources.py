@@ -1,4 +1,4 @@
-"""From whatever a person has to a network: modules and programs here, files and zoo names through installed plug-ins."""
+"""From whatever a person has to a network: modules and programs here, files and names through plug-ins."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def open_source(source: Source, example: Tensor | None = None) -> OpenedSource:
         device = next((p.device for p in source.parameters()), torch.device("cpu"))
         return OpenedSource(capture(source, (example.to(device=device, dtype=dtype),)))
     if not isinstance(source, nn.Module | str | Path):
-        raise BadInput(f"A {type(source).__name__} is no network: give an nn.Module, a file, a zoo name or a Network.")
+        raise BadInput(
+            f"A {type(source).__name__} is no network: give an nn.Module, a file, a zoo name or a Network."
+        )
     for entry in entry_points(group=ENTRY_POINTS):
         opened = entry.load()(source)
         return OpenedSource(opened.network, opened.prepare, opened.labels, opened.notes)

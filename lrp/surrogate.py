@@ -140,10 +140,14 @@ def build_surrogate(network: Network, composite: Composite) -> Surrogate:
     import lrp.operators  # noqa: F401  (fills the registry)
 
     if len(network.input_nodes) != 1:
-        raise NoClassScores(f"The network has {len(network.input_nodes)} inputs; only networks of one image are explained.")
+        raise NoClassScores(
+            f"The network has {len(network.input_nodes)} inputs; only networks of one image are explained."
+        )
     scores, notes = class_scores(network)
     builder = Builder(network, composite)
-    layers = [layer for n in network.graph.nodes if (layer := linear_layer(network, n)) and n in builder.dependent]
+    layers = [
+        layer for n in network.graph.nodes if (layer := linear_layer(network, n)) and n in builder.dependent
+    ]
     routes = _input_routes(builder)
     rules = composite.resolve(layers, {layer for layer in layers if layer.source in routes})
     by_output = {layer.output: layer for layer in layers}
@@ -167,7 +171,7 @@ def build_surrogate(network: Network, composite: Composite) -> Surrogate:
 
 
 def class_scores(network: Network) -> tuple[fx.Node, tuple[str, ...]]:
-    """The node of the class scores [N, K] (or [N, K, 1, 1]): the network's first output, before a final (log-)softmax."""
+    """The node of the class scores [N, K] (or [N, K, 1, 1]): the first output, before a final (log-)softmax."""
     node = network.output_values[0]
     shape = node.meta["shape"]
     if len(shape) < 2 or shape[1] is None or shape[1] < 2 or any(size != 1 for size in shape[2:]):
@@ -176,7 +180,10 @@ def class_scores(network: Network) -> tuple[fx.Node, tuple[str, ...]]:
             "Give a classifier, or cut the network at its class scores."
         )
     last, through = node, []
-    while op_name(last) in ("reshape", "flatten", "squeeze", "unsqueeze", "_to_copy", "to") and last.op == "call_function":
+    while (
+        op_name(last) in ("reshape", "flatten", "squeeze", "unsqueeze", "_to_copy", "to")
+        and last.op == "call_function"
+    ):
         through.append(last)
         last = last.args[0]  # type: ignore[assignment]
     if last.op == "call_function" and op_name(last) in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
@@ -210,7 +217,9 @@ def _surrogate_of(
         return _linear_layer(builder, layer, rule)
     op = op_name(node)
     if op not in _OPERATORS:
-        raise UnsupportedOperator(f"aten::{op}", str(node.meta.get("layer") or node.name), "There is no relevance rule for it.")
+        raise UnsupportedOperator(
+            f"aten::{op}", str(node.meta.get("layer") or node.name), "There is no relevance rule for it."
+        )
     return _OPERATORS[op](builder, node)
 
 
@@ -218,15 +227,23 @@ def _surrogate_of(
 def _linear_layer(builder: Builder, layer: LinearLayer, rule: LinearRule) -> fx.Node:
     x = builder.values[layer.source]
     nonneg = layer.source in builder.signs
-    branches = [b for b in rule.branches() if not (b.where == "negative" and _only_positive_counts(layer.output))]
+    branches = [
+        b for b in rule.branches() if not (b.where == "negative" and _only_positive_counts(layer.output))
+    ]
     if len(branches) == 1 and [part for part, _ in branches[0].terms] == ["all"]:
         value = _with_bias_map(builder, layer, _apply(builder, layer, x, *_parameters(builder, layer)))
         bias = _bias_shape(builder, layer, branches[0].bias.name, branches[0].bias.apply)
-        denominator = value if bias is None or rule.bias == "absorb" else builder.emit(aten.sub.Tensor, value, bias)
+        denominator = (
+            value if bias is None or rule.bias == "absorb" else builder.emit(aten.sub.Tensor, value, bias)
+        )
         exact = rule.epsilon == 0 and denominator is value
-        factor = None if exact else builder.emit(ratio, _d(builder, value), _d(builder, denominator), rule.epsilon)
+        factor = (
+            None if exact else builder.emit(ratio, _d(builder, value), _d(builder, denominator), rule.epsilon)
+        )
         return builder.graft(layer.output, value, [value], [factor], [bias])
-    value = _with_bias_map(builder, layer, _apply(builder, layer, builder.detached(x), *_parameters(builder, layer)))
+    value = _with_bias_map(
+        builder, layer, _apply(builder, layer, builder.detached(x), *_parameters(builder, layer))
+    )
     carriers, factors = [], []
     for branch in branches:
         carrier = _carrier(builder, layer, x, branch, nonneg)
@@ -238,7 +255,9 @@ def _linear_layer(builder: Builder, layer: LinearLayer, rule: LinearRule) -> fx.
     return builder.graft(layer.output, value, carriers, factors)
 
 
-def _carrier(builder: Builder, layer: LinearLayer, x: fx.Node, branch: Branch, nonneg: bool) -> fx.Node | None:
+def _carrier(
+    builder: Builder, layer: LinearLayer, x: fx.Node, branch: Branch, nonneg: bool
+) -> fx.Node | None:
     """The sum of a branch's terms, without bias."""
     total: fx.Node | None = None
     for part, weighting in branch.terms:
@@ -270,12 +289,17 @@ def _only_positive_counts(output: fx.Node) -> bool:
     """True where nothing but the positive outputs can carry relevance: all readers are ReLUs."""
     return bool(output.users) and all(
         user.op == "call_function"
-        and (op_name(user) in ("relu", "relu6") or (op_name(user) == "hardtanh" and argument(user, "min_val") == 0))
+        and (
+            op_name(user) in ("relu", "relu6")
+            or (op_name(user) == "hardtanh" and argument(user, "min_val") == 0)
+        )
         for user in output.users
     )
 
 
-def _apply(builder: Builder, layer: LinearLayer, x: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+def _apply(
+    builder: Builder, layer: LinearLayer, x: fx.Node, weight: fx.Node, bias: fx.Node | None
+) -> fx.Node:
     rest = layer.node.args[3:]
     kwargs = {k: v for k, v in layer.node.kwargs.items() if k not in ("input", "weight", "bias")}
     return builder.emit(layer.node.target, x, weight, bias, *rest, **kwargs)  # type: ignore[arg-type]
@@ -335,10 +359,16 @@ def _input_routes(builder: Builder) -> dict[fx.Node, fx.Node]:
             gates[node] = builder.gate
         elif node.op == "call_function" and builder.depends(node) and not is_size_arithmetic(node):
             sources = [n for n in node.all_input_nodes if builder.depends(n)]
-            if not sources or any(n not in gates for n in sources) or linear_layer_ending_at(builder.network, node):
+            if (
+                not sources
+                or any(n not in gates for n in sources)
+                or linear_layer_ending_at(builder.network, node)
+            ):
                 continue
             op = op_name(node)
-            if op in _ROUTING and sources == [n for n in node.all_input_nodes if n.meta.get("shape") is not None]:
+            if op in _ROUTING and sources == [
+                n for n in node.all_input_nodes if n.meta.get("shape") is not None
+            ]:
                 gates[node] = builder.copied(node, lambda n: gates.get(n) or _size(builder, n))
             elif op in _POINTWISE and len(sources) == 1 and sources[0] is node.args[0]:
                 gates[node] = gates[sources[0]]
@@ -397,11 +427,20 @@ def _bounds(builder: Builder, source: fx.Node, rule: ZBox) -> tuple[fx.Node, fx.
             if len(numbers) not in (1, channels):
                 from fusion.errors import BadComposite
 
-                raise BadComposite(f"ZBox has {len(numbers)} values for '{name}'; the input has {channels} channels.")
+                raise BadComposite(
+                    f"ZBox has {len(numbers)} values for '{name}'; the input has {channels} channels."
+                )
             rank = len(builder.network.inputs[0].shape)
             tensor = torch.tensor(numbers, dtype=builder.network.dtype, device=builder.network.device)
             constant = builder.constant(f"input.{name}", tensor.reshape(1, -1, *[1] * (rank - 2)))
-            ends.append(_through(builder, source, builder.emit(aten.mul.Tensor, builder.emit(torch.ones_like, builder.x), constant), {}))
+            ends.append(
+                _through(
+                    builder,
+                    source,
+                    builder.emit(aten.mul.Tensor, builder.emit(torch.ones_like, builder.x), constant),
+                    {},
+                )
+            )
         builder._memo[key] = builder.emit(torch.minimum, *ends)
         builder._memo[(*key, "high")] = builder.emit(torch.maximum, *ends)
     return builder._memo[key], builder._memo[(*key, "high")]

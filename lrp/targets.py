@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusion.errors import BadTarget
 
-Target: TypeAlias = None | int | Sequence[int] | Sequence[Sequence[int]] | Tensor | Callable[[Tensor], Tensor]
+Target: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | Callable[[Tensor], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,29 @@ def seeds_for(target: Target, scores: Tensor) -> Seeds:
     classes = _indices(target, scores)
     several = classes.ndim == 2
     columns = classes if several else classes[:, None]
-    one_hot = [torch.zeros_like(scores).scatter_(1, columns[:, i : i + 1], 1.0) for i in range(columns.shape[1])]
+    one_hot = [
+        torch.zeros_like(scores).scatter_(1, columns[:, i : i + 1], 1.0) for i in range(columns.shape[1])
+    ]
     return Seeds(tuple(one_hot), classes, several)
 
 
-def _indices(target: None | int | Sequence[int] | Sequence[Sequence[int]] | Tensor, scores: Tensor) -> Tensor:
+def _indices(target: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None, scores: Tensor) -> Tensor:
     count, classes = scores.shape
     if target is None:
         return scores.argmax(1)
     try:
         indices = torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadTarget(f"The target {target!r} is no class index, nor a table of them with rows of one length.") from error
-    if indices.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64) or indices.ndim > 2:
-        raise BadTarget(f"A target is a class index (a whole number from 0 to {classes - 1}), one per image, or several per image.")
+        raise BadTarget(
+            f"The target {target!r} is no class index, nor a table of them with rows of one length."
+        ) from error
+    if (
+        indices.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+        or indices.ndim > 2
+    ):
+        raise BadTarget(
+            f"A target is a class index (a whole number from 0 to {classes - 1}), one per image, or several per image."
+        )
     if indices.ndim == 0:
         indices = indices.expand(count)
     if indices.shape[0] != count:
@@ -59,7 +68,9 @@ def _indices(target: None | int | Sequence[int] | Sequence[Sequence[int]] | Tens
         raise BadTarget(f"{indices.shape[0]} targets were given for {count} image{'s' * (count != 1)}.{hint}")
     outside = indices[(indices < 0) | (indices >= classes)]
     if outside.numel():
-        raise BadTarget(f"Class {int(outside[0])} does not exist: the network has {classes} classes, 0 to {classes - 1}.")
+        raise BadTarget(
+            f"Class {int(outside[0])} does not exist: the network has {classes} classes, 0 to {classes - 1}."
+        )
     if indices.ndim == 2 and indices.shape[1] == 0:
         raise BadTarget("The list of targets is empty.")
     return indices.to(device=scores.device, dtype=torch.int64)
@@ -71,7 +82,9 @@ def _gradient(function: Callable[[Tensor], Tensor], scores: Tensor) -> Tensor:
         value = function(leaf)
         if not isinstance(value, Tensor) or value.shape != scores.shape[:1]:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise BadTarget(f"A target function maps scores [N, K] to one number per image [N]; this one returned {shape}.")
+            raise BadTarget(
+                f"A target function maps scores [N, K] to one number per image [N]; this one returned {shape}."
+            )
         if not value.requires_grad:
             raise BadTarget("The target function does not depend on the scores differentiably.")
         (gradient,) = torch.autograd.grad(value.sum(), leaf)

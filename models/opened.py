@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.errors import BadFile, CaptureError, NoClassScores
-from models.preprocess import MAX_SIZE, InputSpec
+from models.preprocess import MAX_SIZE, InputSpec, prepare
 
 if TYPE_CHECKING:
     from fusion import Network

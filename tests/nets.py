@@ -22,7 +22,9 @@ def family(name: str, size: int = 64, seed: int = 0) -> nn.Module:
     import torchvision
 
     torch.manual_seed(seed)
-    extra = {"init_weights": False, "transform_input": True, "aux_logits": False} if name == "googlenet" else {}
+    extra = (
+        {"init_weights": False, "transform_input": True, "aux_logits": False} if name == "googlenet" else {}
+    )
     module = torchvision.models.get_model(name, weights=None, num_classes=10, **extra)
     return calibrated(module, (3, size, size))
 

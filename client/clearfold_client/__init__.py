@@ -1,9 +1,9 @@
 """Python client of the Clearfold service: relevance heatmaps of images, as numpy arrays and PIL images.
 
-    from clearfold_client import Client
+from clearfold_client import Client
 
-    with Client("http://127.0.0.1:8000") as clearfold:
-        clearfold.explain("cat.jpg").overlay().save("cat.heatmap.png")
+with Client("http://127.0.0.1:8000") as clearfold:
+    clearfold.explain("cat.jpg").overlay().save("cat.heatmap.png")
 """
 
 from clearfold_client.client import AsyncClient, Client

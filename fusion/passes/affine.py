@@ -26,7 +26,8 @@ def fold_into_next_affine(network: Network, bn: Affine) -> Fold:
     layer = second.node.meta.get("layer") or second.node.name
     dtype = bn.source.meta["dtype"]
     constants = [
-        network.add_constant(f"{layer}.{name}", value.to(dtype), before=second.node) for name, value in merged.items()
+        network.add_constant(f"{layer}.{name}", value.to(dtype), before=second.node)
+        for name, value in merged.items()
     ]
     second.node.target = aten.batch_norm.default
     second.node.args = (bn.source, *constants, False, 0.0, 0.0, False)

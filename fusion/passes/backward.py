@@ -16,7 +16,9 @@ def fold_into_linear_before(network: Network, bn: Affine) -> Fold:
         return Fold(reason=f"'{layer.name}' before it has other readers, which would see scaled values")
     shape = bn.source.meta["shape"]
     if layer.kind == "linear" and len(shape) != 2:
-        return Fold(reason=f"it normalizes axis 1 of {list(shape)}, which is not the axis that '{layer.name}' writes")
+        return Fold(
+            reason=f"it normalizes axis 1 of {list(shape)}, which is not the axis that '{layer.name}' writes"
+        )
     # W' = s W ; b' = s b + t
     bias = bias_of(network, layer)
     if layer.bias_map is None:

@@ -16,7 +16,9 @@ def fold_into_linears_after(network: Network, bn: Affine) -> Fold:
         if layer is None or layer.source is not bn.node:
             return Fold(reason=f"it is read by {_reader(user)}, not by linear layers alone")
         if layer.kind == "linear" and len(shape) != 2:
-            return Fold(reason=f"it normalizes axis 1 of {list(shape)}, which is not the axis that '{layer.name}' reads")
+            return Fold(
+                reason=f"it normalizes axis 1 of {list(shape)}, which is not the axis that '{layer.name}' reads"
+            )
         layers.append(layer)
     if not layers:
         return Fold(reason="nothing reads it")
@@ -35,7 +37,9 @@ def _fold(network: Network, bn: Affine, layer: LinearLayer) -> None:
     shift = broadcast_channels(bn.shift, bn.node.meta["shape"])
     answer = layer.function()(shift, weight, bias)
     spatial = tuple(range(2, answer.ndim))
-    uniform = not spatial or bool((answer == answer.flatten(2)[..., :1].reshape(1, -1, *[1] * len(spatial))).all())
+    uniform = not spatial or bool(
+        (answer == answer.flatten(2)[..., :1].reshape(1, -1, *[1] * len(spatial))).all()
+    )
     if layer.bias_map is not None:
         answer = answer + network.constants[str(layer.bias_map.target)].double()
         uniform = False

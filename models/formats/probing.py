@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion.errors import ClearfoldError, NonFiniteWeights
+from fusion import network
+from fusion.errors import ClearfoldError
 
 DEFAULT_SIZE = (224, 224)
 MAX_CHANNELS = 64
@@ -16,10 +17,7 @@ MAX_CHANNELS = 64
 
 def check_finite(module: nn.Module) -> None:
     """Raises NonFiniteWeights naming the parameters and buffers that hold NaN or infinity."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    if bad:
-        raise NonFiniteWeights(bad)
+    network.check_finite({**dict(module.named_parameters()), **dict(module.named_buffers())})
 
 
 def find_example(

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from served import encoded, picture
 
 from app import service as service_module
 from app.main import create_app
 from app.settings import Settings
 from lrp.composites import COMPOSITES
+from tests.support.served import encoded, picture
 
 NPY, NPZ, JSON = "application/x-npy", "application/x-npz", "application/json"
 SIDE = 128  # of the built-in network

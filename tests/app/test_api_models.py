@@ -12,10 +12,10 @@ import onnxruntime
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from served import CLASSES, SIZE, Running, encoded, picture, tiny_network
 
 from app.main import create_app
 from app.settings import Settings
+from tests.support.served import CLASSES, SIZE, Running, encoded, picture, tiny_network
 
 pytestmark = pytest.mark.usefixtures("quick")
 

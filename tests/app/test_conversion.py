@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from served import CLASSES, SIZE, save_onnx, save_torchscript, tiny_network
-from torch import nn
 
 import fusion
 from app import conversion
 from app.conversion import ConversionFailed, Converter, Request
+from tests.support.served import CLASSES, SIZE, tiny_network
 
 Convert = Callable[..., dict[str, object]]
 
@@ -62,47 +61,6 @@ class TestGoodFiles:
 
 
 class TestBadFiles:
-    def test_a_truncated_onnx(self, onnx_file: Path, tmp_path: Path, folder: Path) -> None:
-        cut = tmp_path / "cut.onnx"
-        cut.write_bytes(onnx_file.read_bytes()[:-100])
-        error = failure(cut, folder)
-        assert error.code == "bad-file"
-        assert "cut.onnx" in str(error)
-
-    def test_a_text_file_named_onnx(self, tmp_path: Path, folder: Path) -> None:
-        text = tmp_path / "notes.onnx"
-        text.write_text("Buy milk.\n")
-        error = failure(text, folder)
-        assert error.code == "bad-file"
-        assert "notes.onnx" in str(error)
-        assert "text" in str(error)
-
-    def test_an_unsupported_operator_in_torchscript_is_named_with_its_layer(
-        self, tmp_path: Path, folder: Path
-    ) -> None:
-        class Odd(nn.Module):
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return torch.cumsum(torch.linalg.matrix_exp(x @ x.transpose(-1, -2) * 1e-3), -1).mean((2, 3))
-
-        network = nn.Sequential()
-        network.add_module("stem", nn.Conv2d(3, 4, 3))
-        network.add_module("odd", Odd())
-        error = failure(save_torchscript(network.eval(), tmp_path / "odd.pt"), folder, size=(SIZE, SIZE))
-        assert error.code == "unsupported-operator"
-        assert "matrix_exp" in str(error)
-        assert "'odd'" in str(error)
-
-    def test_a_network_without_class_scores(self, tmp_path: Path, folder: Path) -> None:
-        error = failure(save_onnx(nn.Conv2d(3, 4, 3).eval(), tmp_path / "features.onnx"), folder)
-        assert error.code == "no-class-scores"
-
-    def test_nan_in_the_weights(self, tmp_path: Path, folder: Path) -> None:
-        network = tiny_network()
-        with torch.no_grad():
-            network[0].weight[0, 0, 0, 0] = float("nan")  # type: ignore[index, operator]
-        error = failure(save_onnx(network, tmp_path / "nan.onnx"), folder)
-        assert error.code == "non-finite-weights"
-
     def test_a_wrong_description(self, onnx_file: Path, folder: Path) -> None:
         error = failure(onnx_file, folder, description={"mean": [0.5, 0.5]})
         assert error.code == "bad-input"

@@ -41,7 +41,15 @@ def test_the_three_files_are_plain(stored: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["builtins.eval", "os.system", "aten.save.default", "aten.relu_.default", "aten.from_file.default", "operator.setitem"]
+    "target",
+    [
+        "builtins.eval",
+        "os.system",
+        "aten.save.default",
+        "aten.relu_.default",
+        "aten.from_file.default",
+        "operator.setitem",
+    ],
 )
 def test_operators_off_the_list_do_not_load(stored: Path, target: str) -> None:
     graph = json.loads((stored / "graph.json").read_text())

@@ -92,7 +92,9 @@ def test_aliases_through_an_inactive_dropout_are_seen() -> None:
 def test_weight_norm_and_spectral_norm_vanish() -> None:
     from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-    module = nn.Sequential(weight_norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), spectral_norm(nn.Linear(36, 3))).eval()
+    module = nn.Sequential(
+        weight_norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), spectral_norm(nn.Linear(36, 3))
+    ).eval()
     network = fusion.capture(module, (torch.randn(1, 3, 5, 5),))
     assert [info.op for info in network.layers()] == ["conv2d", "flatten", "linear"]
     x = torch.randn(2, 3, 5, 5)

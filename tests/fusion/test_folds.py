@@ -97,7 +97,9 @@ def test_a_norm_in_front_of_a_linear_layer_folds_exactly(
 
 @SETTINGS
 @given(layer=layers(), seed=st.integers(0, 99))
-def test_norms_on_both_sides_and_in_a_row_fold_exactly(layer: tuple[nn.Module, int, int, int], seed: int) -> None:
+def test_norms_on_both_sides_and_in_a_row_fold_exactly(
+    layer: tuple[nn.Module, int, int, int], seed: int
+) -> None:
     linear, rank, inputs, outputs = layer
     torch.manual_seed(seed)
     x = torch.randn(3, inputs, *[7] * rank, dtype=torch.float64)
@@ -129,7 +131,11 @@ class TwoReaders(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 4, 3), norm(2, 4, True, True, 0)
-        self.left, self.right, self.side = nn.Conv2d(4, 2, 3, padding=1), nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+        self.left, self.right, self.side = (
+            nn.Conv2d(4, 2, 3, padding=1),
+            nn.Conv2d(4, 2, 1),
+            nn.Conv2d(4, 2, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -179,7 +185,9 @@ def test_norms_that_are_no_constant_map_stay_with_their_reason(layer: nn.Module,
 def test_an_instance_norm_with_running_statistics_is_a_batch_norm() -> None:
     layer = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
     layer.running_mean, layer.running_var = torch.randn(4), torch.rand(4) + 0.5
-    fused, certificate = certificate_of(nn.Sequential(nn.Conv2d(3, 4, 3), layer), torch.randn(2, 3, 6, 6, dtype=torch.float64))
+    fused, certificate = certificate_of(
+        nn.Sequential(nn.Conv2d(3, 4, 3), layer), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    )
     assert fused.report.rows[0].outcome == "folded"
     assert certificate.max_relative <= 1e-12
 
@@ -193,7 +201,9 @@ def test_certificates_of_real_architectures(name: str) -> None:
     assert single.max_relative <= 1e-5
     assert single.inputs == 8
     module.double()
-    double = fusion.certify(module, fusion.fuse(network.to(dtype=torch.float64)).network, [inputs[0].double()])
+    double = fusion.certify(
+        module, fusion.fuse(network.to(dtype=torch.float64)).network, [inputs[0].double()]
+    )
     assert double.max_relative <= 1e-12
 
 

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 import fusion
 import lrp
-from fusion.errors import BadComposite, BadInput, BadTarget, NoClassScores, UnbalancedLedger, UnsupportedOperator
+from fusion.errors import (
+    BadComposite,
+    BadInput,
+    BadTarget,
+    NoClassScores,
+    UnbalancedLedger,
+    UnsupportedOperator,
+)
 from tests.nets import bottleneck
 
 
@@ -79,7 +86,9 @@ def test_targets_of_every_form_agree(explainer: lrp.Explainer, x: Tensor) -> Non
         (lambda scores: scores.detach()[:, 0], "differentiably"),
     ],
 )
-def test_targets_that_do_not_fit_are_refused(explainer: lrp.Explainer, x: Tensor, target: object, words: str) -> None:
+def test_targets_that_do_not_fit_are_refused(
+    explainer: lrp.Explainer, x: Tensor, target: object, words: str
+) -> None:
     with pytest.raises(BadTarget, match=words):
         explainer.explain(x, target)  # type: ignore[arg-type]
 
@@ -184,9 +193,17 @@ class Twice(nn.Module):
 
 def test_a_layer_used_twice_is_its_unrolled_copy(x: Tensor) -> None:
     shared, unrolled = Twice(True), Twice(False)
-    unrolled.load_state_dict({**unrolled.state_dict(), **shared.state_dict(), **{
-        name.replace("a.", "b."): t for name, t in shared.state_dict().items() if name.startswith("a.")
-    }})
+    unrolled.load_state_dict(
+        {
+            **unrolled.state_dict(),
+            **shared.state_dict(),
+            **{
+                name.replace("a.", "b."): t
+                for name, t in shared.state_dict().items()
+                if name.startswith("a.")
+            },
+        }
+    )
     torch.testing.assert_close(lrp.explain(shared, x).relevance, lrp.explain(unrolled, x).relevance)
 
 
@@ -229,7 +246,12 @@ def test_a_network_without_class_scores_is_refused(x: Tensor) -> None:
 def test_overrides_by_pattern_and_the_table(network: fusion.Network) -> None:
     explainer = lrp.Explainer(network, rules={"conv*": lrp.Gamma(0.1), "conv3": lrp.LRP0()})
     rules = {layer: rule for layer, _, rule in explainer.table()}
-    assert rules == {"conv1": "Gamma(gamma=0.1)", "conv2": "Gamma(gamma=0.1)", "conv3": "LRP0()", "fc": "Epsilon(epsilon=1e-06)"}
+    assert rules == {
+        "conv1": "Gamma(gamma=0.1)",
+        "conv2": "Gamma(gamma=0.1)",
+        "conv3": "LRP0()",
+        "fc": "Epsilon(epsilon=1e-06)",
+    }
     assert "conv2" in str(explainer)
 
 
@@ -240,7 +262,10 @@ def test_overrides_by_pattern_and_the_table(network: fusion.Network) -> None:
         (lambda net: lrp.build("EpsilonPlus", gamma=1.0), "It takes"),
         (lambda net: lrp.Explainer(net, rules={"nothing*": lrp.LRP0()}), "matches no linear layer"),
         (lambda net: lrp.Explainer(net, rules={"conv3": lrp.Flat()}), "read the network's input"),
-        (lambda net: lrp.Explainer(net, composite=lrp.build("EpsilonGammaBox", low=[1.0, 2.0])), "3 channels"),
+        (
+            lambda net: lrp.Explainer(net, composite=lrp.build("EpsilonGammaBox", low=[1.0, 2.0])),
+            "3 channels",
+        ),
     ],
 )
 def test_composites_that_do_not_fit_are_refused(network: fusion.Network, make: object, words: str) -> None:
@@ -250,7 +275,9 @@ def test_composites_that_do_not_fit_are_refused(network: fusion.Network, make: o
 
 def test_single_precision_follows_double(network: fusion.Network, x: Tensor) -> None:
     for composite in lrp.COMPOSITES:
-        double = lrp.Explainer(network, composite=composite, dtype=torch.float64).explain(x.double(), 1).relevance
+        double = (
+            lrp.Explainer(network, composite=composite, dtype=torch.float64).explain(x.double(), 1).relevance
+        )
         single = lrp.Explainer(network, composite=composite).explain(x, 1).relevance
         assert float((single - double).abs().max()) <= 2e-3 * float(double.abs().max())
 

@@ -44,7 +44,10 @@ def dense(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
 
 def present(layer: nn.Module, shape: tuple[int, ...]) -> Floats:
     """1 where input i reaches output k at all: the connections that flat counts, zero weights included."""
-    ones = {name: torch.ones_like(p) if "weight" in name else torch.zeros_like(p) for name, p in layer.named_parameters()}
+    ones = {
+        name: torch.ones_like(p) if "weight" in name else torch.zeros_like(p)
+        for name, p in layer.named_parameters()
+    }
     size = int(np.prod(shape))
     units = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
     return torch.func.functional_call(layer, ones, (units,)).flatten(1).detach().numpy()
@@ -89,7 +92,9 @@ def gamma(g: float) -> Callable[..., Floats]:
         p, n = pos(a)[:, None], neg(a)[:, None]
         up = p * (w + g * pos(w)) + n * (w + g * neg(w))
         down = p * (w + g * neg(w)) + n * (w + g * pos(w))
-        return share(up, b + g * pos(b), np.where(z > 0, r, 0)) + share(down, b + g * neg(b), np.where(z < 0, r, 0))
+        return share(up, b + g * pos(b), np.where(z > 0, r, 0)) + share(
+            down, b + g * neg(b), np.where(z < 0, r, 0)
+        )
 
     return formula
 

@@ -69,7 +69,9 @@ def test_rules_by_name_equal_zennits_name_map() -> None:
     from zennit.composites import NameMapComposite
     from zennit.rules import Epsilon, Gamma, ZPlus
 
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    )
     module = module.double()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     ours = lrp.Explainer(

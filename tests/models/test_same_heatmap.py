@@ -33,7 +33,9 @@ def written(module: nn.Module, x: Tensor, folder: Path, onnx: bool) -> dict[str,
         if onnx:
             paths["onnx"] = folder / "net.onnx"
             with contextlib.redirect_stdout(io.StringIO()):
-                exported = torch.onnx.export(module, (x,), dynamo=True, dynamic_shapes=({0: Dim.DYNAMIC},), verbose=False)
+                exported = torch.onnx.export(
+                    module, (x,), dynamo=True, dynamic_shapes=({0: Dim.DYNAMIC},), verbose=False
+                )
             exported.save(str(paths["onnx"]))
     return paths
 

@@ -107,7 +107,7 @@ def torchscript_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Conversions in this process: for tests of what comes before and after them, as a process takes seconds."""
+    """Conversions in this process: for tests of what comes before and after: a process takes seconds."""
 
     def run(
         self: Converter, request: Request, folder: Path, say: Callable[[str], None] = print

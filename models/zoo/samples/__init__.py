@@ -30,7 +30,7 @@ def sample_files(folder: Path = FOLDER) -> tuple[SampleFile, ...]:
 
 def read_sample(file: SampleFile) -> Sample:
     with Image.open(file.image) as image, Image.open(file.mask) as mask:
-        pixels = np.asarray(image.convert("RGB"), dtype=np.uint8)
+        pixels = np.array(image.convert("RGB"), dtype=np.uint8)  # a copy, since a view is read-only
         covered = np.asarray(mask.convert("L")) >= 128
     return Sample(image=pixels, label=CLASSES.index(file.name), mask=covered)
 

@@ -1,0 +1,96 @@
+"""`clearfold explain`: a heatmap of one image, without a server."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli import console
+from app.cli.options import Data, Device, Json, Size, parse_size, store_folder
+
+if TYPE_CHECKING:
+    from app.explaining import Answer, Subject
+
+
+def explain(
+    image: Annotated[Path, typer.Argument(help="The image file.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="A file, a name of the store, torchvision:NAME, timm:NAME or builtin."
+        ),
+    ] = "builtin",
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Class index or label [the best].")
+    ] = None,
+    composite: Annotated[str, typer.Option("--composite", "-c", help="The rules.")] = "EpsilonPlusFlat",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The PNG [IMAGE.heatmap.png].")
+    ] = None,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Draw the heatmap over the image.")] = False,
+    cmap: Annotated[str, typer.Option("--cmap", help="Colour map.")] = "bwr",
+    size: Size = None,
+    device: Device = "auto",
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Explain an image and write the heatmap as PNG."""
+    content = image.read_bytes()
+    wanted = parse_size(size) if size else None
+    with console.working("Loading") as update:
+        from app import encoding, explaining
+
+        question = explaining.Question(content, target, composite)
+        update(f"Loading {model}")
+        subject = _subject(model, wanted, composite, device, data)
+        update("Explaining")
+        answer = explaining.explain(lambda: subject, question)
+        look = encoding.Look("overlay" if overlay else "heatmap", cmap)
+        path = output or image.with_suffix(".heatmap.png")
+        path.write_bytes(encoding.as_png(answer, look))
+    if json:
+        console.result({**answer.summary, "file": str(path)})
+    else:
+        _tell(answer, path)
+
+
+def _subject(
+    model: str, size: tuple[int, int] | None, composite: str, device: str, data: Path | None
+) -> "Subject":
+    """The network from wherever it is: a file, the zoo, or the local store."""
+    import fusion
+    import lrp
+    import models
+    from app import composites
+    from app.engine import Engine
+    from app.explaining import Subject
+    from models.store import Store
+    from models.zoo.loader import is_zoo_name
+
+    path = Path(model)
+    if not path.is_file() and not is_zoo_name(model):
+        return Engine(Store(store_folder(data)), device, keep=1).ready(model, composite)
+    opened = models.open(path if path.is_file() else model, size=size)
+    network = fusion.fuse(opened.network).network
+    rules = composites.rules(composite, {}, opened.input)
+    classes = network.outputs[0].shape[1]
+    assert classes is not None  # the class scores have a fixed number of classes
+    explainer = lrp.Explainer(network, composite=rules, device=device)
+    return Subject(model, opened.input, opened.labels, classes, explainer)
+
+
+def _tell(answer: "Answer", path: Path) -> None:
+    prediction, target, sums = (answer.summary[key] for key in ("prediction", "target", "sums"))
+    console.out.print(
+        f"Prediction  {_called(prediction)}, probability {prediction['probability']:.3f}", highlight=False
+    )
+    console.out.print(
+        f"Explained   {_called(target)}, score {target['score']:.4g} = relevance {sums['input']:.4g} "
+        f"+ kept {sums['kept']:.4g}",
+        highlight=False,
+    )
+    console.out.print(f"Heatmap     {path}", highlight=False, soft_wrap=True)
+
+
+def _called(entry: dict[str, object]) -> str:
+    return f"{entry['label']} ({entry['index']})" if entry["label"] else f"class {entry['index']}"

@@ -1,0 +1,94 @@
+"""An explanation in each of the formats on offer."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from app.explaining import Answer, Pixels
+from lrp import heatmap
+
+JSON, PNG, NPY, NPZ = "application/json", "image/png", "application/x-npy", "application/x-npz"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a picture of the relevance is drawn."""
+
+    view: Literal["heatmap", "overlay"] = "heatmap"
+    cmap: str = "bwr"
+    opacity: float = 0.6
+    clip: float = 99.5
+    gain: float = 1.0
+    pool: bool = False
+
+
+def as_png(answer: Answer, look: Look) -> bytes:
+    pooled = heatmap.pool(answer.relevance)
+    if look.view == "overlay":
+        pixels = heatmap.overlay(
+            answer.image, pooled, opacity=look.opacity, cmap=look.cmap, clip=look.clip, gain=look.gain
+        )
+    else:
+        pixels = heatmap.colorize(pooled, cmap=look.cmap, clip=look.clip, gain=look.gain)
+    target = answer.summary["target"]
+    return png(
+        pixels,
+        {
+            "Software": "Clearfold",
+            "Model": answer.summary["model"],
+            "Composite": answer.summary["composite"],
+            "Target": str(target["index"]),
+            "Label": target["label"] or "",
+            "Score": repr(target["score"]),
+        },
+    )
+
+
+def as_npy(answer: Answer, look: Look) -> bytes:
+    array = answer.relevance.sum(axis=0) if look.pool else answer.relevance
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def as_npz(answer: Answer, look: Look) -> bytes:
+    """Everything: `relevance`, `image` (as the network saw it) and `summary` (the bytes of the JSON)."""
+    buffer = io.BytesIO()
+    summary = np.frombuffer(as_json(answer, look), dtype=np.uint8)
+    np.savez(buffer, relevance=answer.relevance, image=answer.image, summary=summary)
+    return buffer.getvalue()
+
+
+def as_json(answer: Answer, look: Look) -> bytes:
+    return json.dumps(answer.summary, allow_nan=False).encode()
+
+
+ENCODERS: dict[str, Callable[[Answer, Look], bytes]] = {PNG: as_png, NPY: as_npy, NPZ: as_npz, JSON: as_json}
+
+
+def headers(summary: dict[str, Any]) -> dict[str, str]:
+    """The answer in short, for formats that hold no words."""
+    target = summary["target"]
+    return {
+        "X-Clearfold-Target": str(target["index"]),
+        "X-Clearfold-Label": quote(target["label"] or "", safe=""),
+        "X-Clearfold-Score": repr(target["score"]),
+        "X-Clearfold-Sum": repr(summary["sums"]["input"]),
+    }
+
+
+def png(pixels: Pixels | NDArray[np.uint8], text: dict[str, str] | None = None) -> bytes:
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()

@@ -1,0 +1,141 @@
+"""What is done with an image in a worker thread: run the network, explain it, describe what came out."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import lrp
+from app import composites
+from fusion.errors import BadTarget
+from models.preprocess import InputSpec, decode, displayed, prepare
+
+Pixels = NDArray[np.uint8]
+Relevance = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, ready to explain: what it takes, how its classes are called, and its explainer."""
+
+    id: str
+    input: InputSpec
+    labels: tuple[str, ...] | None
+    classes: int
+    explainer: lrp.Explainer
+
+    def label(self, index: int) -> str | None:
+        return self.labels[index] if self.labels else None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to explain, and how; `target` is the index or the label of a class."""
+
+    image: bytes
+    target: str | None = None
+    composite: str = composites.DEFAULT
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The relevance [C, H, W], the image as the network saw it [H, W, 3], and everything in words."""
+
+    relevance: Relevance
+    image: Pixels
+    summary: dict[str, Any]
+
+
+def explain(load: Callable[[], Subject], question: Question) -> Answer:
+    """Raises BadInput, BadTarget, and whatever `load` raises."""
+    clock = Clock()
+    with clock("load"):
+        subject = load()
+        target = class_index(question.target, subject)
+    with clock("prepare"):
+        picture = decode(question.image)
+        x = prepare(picture, subject.input)
+        seen = displayed(picture, subject.input)
+    with clock("explain"):
+        explanation = subject.explainer.explain(x, target=target)
+        relevance = explanation.relevance[0].detach().float().cpu().numpy()
+    ledger = explanation.ledger
+    assert ledger is not None  # an explainer keeps one unless told not to
+    scores = explanation.output[0].detach().double().cpu()
+    index = int(scores.argmax()) if target is None else target
+    summary = {
+        "model": subject.id,
+        "composite": question.composite,
+        "parameters": {**composites.parameters(question.composite), **question.parameters},
+        "prediction": best(scores, subject, 1)[0],
+        "target": {"index": index, "label": subject.label(index), "score": float(explanation.score[0])},
+        "sums": ledger.summary(),
+        "ledger": ledger.to_json(),
+        "timings": clock.milliseconds,
+        "shape": list(relevance.shape),
+    }
+    return Answer(np.ascontiguousarray(relevance), seen, summary)
+
+
+def predict(subject: Subject, image: bytes, top: int) -> dict[str, Any]:
+    """The `top` classes. Raises BadInput."""
+    scores = subject.explainer.predict(prepare(decode(image), subject.input))[0]
+    return {"model": subject.id, "predictions": best(scores.detach().double().cpu(), subject, top)}
+
+
+def preview(spec: InputSpec, image: bytes) -> Pixels:
+    """What the network sees of the image. Raises BadInput."""
+    return displayed(decode(image), spec)
+
+
+def best(scores: torch.Tensor, subject: Subject, top: int) -> list[dict[str, Any]]:
+    """The `top` classes by score, best first; `scores` is [K]."""
+    probabilities = scores.softmax(dim=0)
+    order = scores.argsort(descending=True, stable=True)[:top].tolist()
+    return [
+        {
+            "index": index,
+            "label": subject.label(index),
+            "probability": float(probabilities[index]),
+            "score": float(scores[index]),
+        }
+        for index in order
+    ]
+
+
+def class_index(target: str | None, subject: Subject) -> int | None:
+    """The class that is named by its index or its label; None where none is named. Raises BadTarget."""
+    if not target:
+        return None
+    last = subject.classes - 1
+    if target.lstrip("-").isdecimal():
+        index = int(target)
+        if not 0 <= index <= last:
+            raise BadTarget(f"Class {index} is out of range: the network has the classes 0 to {last}.")
+        return index
+    matches = [index for index, label in enumerate(subject.labels or ()) if label == target]
+    if len(matches) == 1:
+        return matches[0]
+    found = f"{len(matches)} classes are" if matches else "No class is"
+    raise BadTarget(f"{found} labelled {target[:80]!r}: name the target by its index, 0 to {last}.")
+
+
+class Clock:
+    """Milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.milliseconds[stage] = round((time.perf_counter() - start) * 1000, 3)

@@ -1,0 +1,194 @@
+"""Predict, explain, preview: what a network says of an image, and why."""
+
+import math
+from collections.abc import Collection
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import bodies, composites, encoding, negotiation
+from app.explaining import Question, explain, predict, preview
+from app.problems import Problem
+from app.routes import EXPLAIN_PROBLEMS, IMAGE_PROBLEMS, problems
+from app.schemas import CompositeInfo, CompositeList, ExplanationSummary, Predictions
+from app.service import Service, Serving
+from lrp.heatmap import COLORMAPS
+from models.preprocess import InputSpec
+
+router = APIRouter(prefix="/v1", tags=["explain"])
+
+ModelId = Annotated[str, Path(description="Id, unique prefix of an id (8 characters or more), or name")]
+
+Top = Annotated[int, Query(ge=1, le=1000, description="How many")]
+
+
+class Options(BaseModel):
+    """How to explain, and how to draw it. Further fields are parameters of the composite."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: str | None = Field(None, description="Class index or label; by default the best class")
+    composite: str = Field(composites.DEFAULT, description="See GET /v1/composites, also for its parameters")
+    view: Literal["heatmap", "overlay"] = Field("heatmap", description="Of the PNG")
+    cmap: str = Field("bwr", description=f"Colour map of the PNG: {', '.join(COLORMAPS)}")
+    opacity: float = Field(0.6, ge=0, le=1, description="Of the heatmap over the image")
+    clip: float = Field(99.5, gt=0, le=100, description="Percentile of |relevance| that gets the full colour")
+    gain: float = Field(1.0, gt=0, le=1000, description="Factor on the colours' strength")
+    pool: bool = Field(False, description="NPY with the channels summed, [H, W]")
+
+    def look(self) -> encoding.Look:
+        if self.cmap not in COLORMAPS:
+            raise _invalid("cmap", f"there is none called {self.cmap[:40]!r}, but {', '.join(COLORMAPS)}")
+        return encoding.Look(self.view, self.cmap, self.opacity, self.clip, self.gain, self.pool)
+
+    def parameters(self) -> dict[str, float]:
+        """The composite's parameters. Raises BadComposite and the problem 422."""
+        known = composites.parameters(self.composite)
+        return {name: _parameter(name, value, known) for name, value in (self.model_extra or {}).items()}
+
+
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The explanation, in the format that Accept asks for (PNG by default)",
+        "headers": {
+            "X-Clearfold-Target": {"description": "Explained class", "schema": {"type": "integer"}},
+            "X-Clearfold-Label": {"description": "Its label, percent-encoded", "schema": {"type": "string"}},
+            "X-Clearfold-Score": {"description": "Its score", "schema": {"type": "number"}},
+            "X-Clearfold-Sum": {"description": "Sum of the relevance", "schema": {"type": "number"}},
+        },
+        "content": {
+            encoding.PNG: {"schema": bodies.FILE},
+            encoding.NPY: {"schema": bodies.FILE},
+            encoding.NPZ: {"schema": bodies.FILE},
+        },
+        "model": ExplanationSummary,
+    }
+}
+_PNG: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The image", "content": {encoding.PNG: {"schema": bodies.FILE}}}
+}
+
+
+@router.post(
+    "/explain",
+    summary="Explain an image with the default network",
+    response_class=Response,
+    responses=EXPLAIN_PROBLEMS | _ANSWERS,
+    openapi_extra=bodies.IMAGE_BODY,
+)
+async def explain_default(
+    request: Request, options: Annotated[Options, Query()], service: Serving
+) -> Response:
+    """The shortest call: POST an image, get the heatmap of the class that the network sees in it."""
+    return await _explain(request, service, service.settings.default_model, options)
+
+
+@router.post(
+    "/models/{model_id}/explain",
+    summary="Explain an image",
+    response_class=Response,
+    responses=EXPLAIN_PROBLEMS | _ANSWERS,
+    openapi_extra=bodies.IMAGE_BODY,
+)
+async def explain_with(
+    request: Request, model_id: ModelId, options: Annotated[Options, Query()], service: Serving
+) -> Response:
+    """Relevance of each pixel for the class `target`, as PNG, NPY, NPZ or JSON, whichever Accept asks for.
+
+    Further query parameters are parameters of the composite, as in `?composite=EpsilonPlus&epsilon=1e-3`.
+    """
+    return await _explain(request, service, model_id, options)
+
+
+async def _explain(request: Request, service: Service, model_id: str, options: Options) -> Response:
+    media_type = negotiation.choose(request.headers.get("accept"), tuple(encoding.ENCODERS))
+    look, parameters = options.look(), options.parameters()
+    image = await bodies.image(request, service.settings.max_image)
+    question = Question(image, options.target, options.composite, parameters)
+    load = partial(service.engine.ready, model_id, options.composite, parameters)
+
+    def work() -> Response:
+        answer = explain(load, question)
+        content = encoding.ENCODERS[media_type](answer, look)
+        headers = {**encoding.headers(answer.summary), "Vary": "Accept"}
+        return Response(content, media_type=media_type, headers=headers)
+
+    return await service.explain(model_id, work)
+
+
+@router.post(
+    "/predict",
+    summary="The best classes of an image, by the default network",
+    response_model=Predictions,
+    responses=IMAGE_PROBLEMS,
+    openapi_extra=bodies.IMAGE_BODY,
+)
+async def predict_default(request: Request, service: Serving, top: Top = 5) -> dict[str, Any]:
+    return await predict_with(request, service.settings.default_model, service, top)
+
+
+@router.post(
+    "/models/{model_id}/predict",
+    summary="The best classes of an image",
+    response_model=Predictions,
+    responses=IMAGE_PROBLEMS,
+    openapi_extra=bodies.IMAGE_BODY,
+)
+async def predict_with(request: Request, model_id: ModelId, service: Serving, top: Top = 5) -> dict[str, Any]:
+    image = await bodies.image(request, service.settings.max_image)
+    return await service.explain(model_id, lambda: predict(service.engine.ready(model_id), image, top))
+
+
+@router.post(
+    "/models/{model_id}/preview",
+    summary="What the network sees of an image",
+    response_class=Response,
+    responses=IMAGE_PROBLEMS | _PNG,
+    openapi_extra=bodies.IMAGE_BODY,
+)
+async def preview_with(request: Request, model_id: ModelId, service: Serving) -> Response:
+    """The image, resized and cropped to the network's input, as PNG."""
+    image = await bodies.image(request, service.settings.max_image)
+
+    def work() -> Response:
+        spec = InputSpec.from_json(service.store.get(model_id).manifest["input"])
+        return Response(encoding.png(preview(spec, image)), media_type=encoding.PNG)
+
+    return await service.explain(model_id, work)
+
+
+@router.get("/composites", summary="The composites and their parameters", responses=problems())
+async def all_composites() -> CompositeList:
+    return CompositeList(
+        composites=[
+            CompositeInfo(
+                name=name, description=composites.describe(name), parameters=composites.parameters(name)
+            )
+            for name in composites.names()
+        ],
+        default=composites.DEFAULT,
+    )
+
+
+def _parameter(name: str, value: Any, known: Collection[str]) -> float:
+    if name not in known:
+        raise _invalid(name, f"there is no such parameter, but {', '.join((*Options.model_fields, *known))}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise _invalid(name, "this must be a number")
+    return number
+
+
+def _invalid(field: str, message: str) -> Problem:
+    return Problem(
+        "invalid-parameter",
+        f"{field}: {message}.",
+        errors=[{"in": "query", "field": field, "message": message}],
+    )

@@ -1,0 +1,195 @@
+"""The shapes of the API's answers, for the OpenAPI document and for whoever writes a client."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457. `type` ends with a code that does not change; `detail` says what to do."""
+
+    type: str = Field(examples=["/problems/model-not-found"])
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="The request's id, as in X-Request-ID and in the server's log")
+    errors: list[dict[str, Any]] | None = Field(None, description="One entry per wrong parameter")
+
+
+class InputDescription(BaseModel):
+    """How an image becomes the network's input."""
+
+    size: tuple[int, int] = Field(description="Height and width", examples=[[224, 224]])
+    channels: int = 3
+    mean: list[float] = Field(description="Subtracted per channel, after scaling")
+    std: list[float] = Field(description="Divided by per channel, after that")
+    scale: float = Field(description="Factor on pixels 0..255")
+    order: Literal["RGB", "BGR", "L"] = "RGB"
+    resize: Literal["squash", "crop"] = Field("squash", description="What to do with another aspect ratio")
+    crop_fraction: float = 1.0
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+
+
+class InputChange(BaseModel):
+    """Fields of the input description to change; the size belongs to the network and cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: tuple[int, int] | None = Field(None, description="May be sent back, but must be the present one")
+    channels: int | None = Field(None, description="May be sent back, but must be the present one")
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    scale: float | None = Field(None, gt=0)
+    order: Literal["RGB", "BGR", "L"] | None = None
+    resize: Literal["squash", "crop"] | None = None
+    crop_fraction: float | None = Field(None, gt=0, le=1)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+
+
+class ModelChange(BaseModel):
+    """What of a model can be changed after the upload."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "digits", "labels": ["zero", "one"]}]}
+    )
+
+    name: str | None = Field(None, min_length=1, max_length=200)
+    input: InputChange | None = None
+    labels: list[str] | None = Field(None, description="One per class")
+
+
+class FusionCounts(BaseModel):
+    """How many normalizations went entirely, partly and not at all into other layers."""
+
+    folded: int = 0
+    partly: int = 0
+    kept: int = 0
+
+
+class Certificate(BaseModel):
+    """The measured difference between the fused network and the file's own runtime."""
+
+    inputs: int
+    max_absolute: float
+    max_relative: float
+    dtype: str
+
+
+class Model(BaseModel):
+    """A network of the store."""
+
+    id: str = Field(description="SHA-256 of the uploaded file, or 'builtin'")
+    name: str
+    format: str
+    created: str
+    status: Literal["ready"] = "ready"
+    default: bool = Field(description="Whether POST /v1/explain uses it")
+    input: InputDescription
+    labels: list[str] | None
+    classes: int
+    parameters: int
+    fusion: FusionCounts
+    certificate: Certificate
+    notes: list[str]
+
+
+class Layer(BaseModel):
+    """One operation of the fused network; a size of null follows the batch."""
+
+    name: str
+    op: str
+    shape: list[int | None] | None
+
+
+class Normalization(BaseModel):
+    """What became of one normalization layer."""
+
+    layer: str
+    op: str
+    outcome: Literal["folded", "partly", "kept"]
+    into: list[str] = Field(description="The layers that took it")
+    reason: str
+
+
+class FusionReport(FusionCounts):
+    """Where each normalization went, and why what is left could not go."""
+
+    rows: list[Normalization]
+
+
+class ModelDetail(Model):
+    """A network with everything that is known about it."""
+
+    fusion: FusionReport
+    layers: list[Layer]
+
+
+class ModelList(BaseModel):
+    models: list[Model]
+
+
+class Prediction(BaseModel):
+    index: int
+    label: str | None
+    probability: float
+    score: float
+
+
+class Predictions(BaseModel):
+    model: str
+    predictions: list[Prediction]
+
+
+class Target(BaseModel):
+    index: int
+    label: str | None
+    score: float
+
+
+class Sums(BaseModel):
+    """Relevance adds up: input + kept = score, up to `error`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    score: float
+    input: float
+    kept: float
+    error: float
+
+
+class ExplanationSummary(BaseModel):
+    """An explanation without its array."""
+
+    model: str
+    composite: str
+    parameters: dict[str, Any]
+    prediction: Prediction
+    target: Target
+    sums: Sums
+    ledger: Any = Field(description="What each layer kept")
+    timings: dict[str, float] = Field(description="Milliseconds")
+    shape: list[int] = Field(description="Of the relevance: channels, height, width")
+
+
+class CompositeInfo(BaseModel):
+    name: str
+    description: str
+    parameters: dict[str, Any] = Field(description="Names with their defaults")
+
+
+class CompositeList(BaseModel):
+    composites: list[CompositeInfo]
+    default: str
+
+
+class Sample(BaseModel):
+    name: str
+    url: str
+
+
+class SampleList(BaseModel):
+    samples: list[Sample]
+
+
+class Health(BaseModel):
+    status: str

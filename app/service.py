@@ -1,0 +1,87 @@
+"""The parts of a running server, made once and handed to every request."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from app.conversion import Converter
+from app.engine import Engine
+from app.library import Library
+from app.problems import Problem, busy
+from app.settings import Settings
+from app.work import Pool
+from models.store import BUILTIN, Store, UnknownModel
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Service:
+    """Store, engine and threads of one server; lives as long as the event loop that it was made in."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.data)
+        self.library = Library(self.store, Converter(settings.conversion_seconds, settings.conversion_memory))
+        self.engine = Engine(self.store, settings.device, settings.loaded_models)
+        self.explaining = Pool("explain", settings.concurrency, settings.queue)
+        self.converting = Pool("convert", settings.conversions, settings.queue)
+        self.trouble: str | None = "The server is still preparing its default network."
+        self._preparation: asyncio.Task[None] | None = None
+
+    @property
+    def refused_formats(self) -> tuple[str, ...]:
+        return () if self.settings.allow_executable else ("torchscript", "export")
+
+    def start(self) -> None:
+        """Begin to make the default network ready; until then `trouble` says what is missing."""
+        self.store.sweep()
+        self._preparation = asyncio.create_task(self._prepare())
+
+    async def stop(self) -> None:
+        self.library.converter.close()
+        if self._preparation is not None:
+            self._preparation.cancel()
+            await asyncio.gather(self._preparation, return_exceptions=True)
+        await asyncio.to_thread(self.converting.close)
+        await asyncio.to_thread(self.explaining.close)
+
+    async def explain(self, reference: str, work: Callable[[], T]) -> T:
+        """Run work on the network `reference` when it is its turn."""
+        try:
+            return await self.explaining.run(work)
+        except UnknownModel as error:
+            raise self._not_yet(reference) or error from None
+
+    async def _prepare(self) -> None:
+        try:
+            await self.converting.run(self.library.ensure_builtin)
+            await self.explaining.run(lambda: self.engine.ready(self.settings.default_model))
+            self.trouble = None
+        except UnknownModel as error:
+            self.trouble = f"The default network is missing. {error}"
+        except Exception as error:
+            _log.exception("the default network could not be made ready")
+            self.trouble = f"The default network could not be made ready: {error}"
+        if self.trouble:
+            _log.error("%s", self.trouble)
+
+    def _not_yet(self, reference: str) -> Problem | None:
+        """What to say of a network that is not there because the server has only just started."""
+        if reference in (BUILTIN, self.settings.default_model) and self.trouble:
+            return busy(5, self.trouble, "model-not-ready")
+        return None
+
+
+def _service(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+Serving = Annotated[Service, Depends(_service)]

@@ -1,0 +1,181 @@
+"""Every call of the API as a value: the request, and how to read its answer. Nothing here sends anything."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from clearfold_client.images import ImageLike, encode
+from clearfold_client.results import Explanation, Health, Model, Prediction
+
+T = TypeVar("T")
+
+Progress = Callable[[int, int], None]
+
+NPZ = "application/x-npz"
+BINARY = "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file to stream as the body; `progress(sent, total)` is told as it goes."""
+
+    path: Path
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request. `body` is sent, `sink` is the file that takes the answer's body if there is one."""
+
+    method: str
+    path: str
+    parse: Callable[[httpx.Response], T]
+    query: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | Upload | None = None
+    json: Any = None
+    sink: Path | None = None
+    also: frozenset[int] = frozenset()  # statuses that are answers although they are no success
+    then: "Callable[[T], Call[T]] | None" = None
+
+
+def explain(
+    image: ImageLike,
+    model: str | None = None,
+    target: int | str | None = None,
+    composite: str | None = None,
+    **parameters: float,
+) -> Call[Explanation]:
+    """The relevance of each pixel for the class `target` (index or label; by default the best one).
+
+    `image` is a path, the bytes of an image file, a PIL image or a uint8 array [H, W, 3]; `model` an id, the
+    start of one, or a name; `parameters` are those of the composite. Raises ModelNotFound, InvalidImage,
+    BadTarget, InvalidParameter, Overloaded, NotReachable.
+    """
+    path = "v1/explain" if model is None else f"v1/models/{_id(model)}/explain"
+    query = _query(target=target, composite=composite, **parameters)
+    return Call("POST", path, _explanation, query, {"Accept": NPZ, "Content-Type": BINARY}, encode(image))
+
+
+def predict(image: ImageLike, model: str | None = None, top: int = 5) -> Call[tuple[Prediction, ...]]:
+    """The `top` classes, best first."""
+    path = "v1/predict" if model is None else f"v1/models/{_id(model)}/predict"
+    return Call("POST", path, _predictions, _query(top=top), {"Content-Type": BINARY}, encode(image))
+
+
+def models() -> Call[tuple[Model, ...]]:
+    """All networks on the server."""
+    return Call("GET", "v1/models", lambda response: tuple(map(Model.from_json, response.json()["models"])))
+
+
+def model(id: str) -> Call[Model]:
+    """Everything about a network: `raw` holds its layers and its fusion report too."""
+    return Call("GET", f"v1/models/{_id(id)}", _model)
+
+
+def upload_model(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    size: tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    scale: float | None = None,
+    order: Literal["RGB", "BGR", "L"] | None = None,
+    resize: Literal["squash", "crop"] | None = None,
+    crop_fraction: float | None = None,
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None,
+    labels: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Call[Model]:
+    """Upload a network's file and wait until it is converted. The file is streamed, so it may be large.
+
+    What is not stated about the input is taken from the file, or by default. `progress(sent, total)` is
+    called with bytes. Raises UnsupportedModel, Overloaded, NotReachable.
+    """
+    file = Path(path)
+    query = _query(
+        filename=file.name,
+        name=name,
+        size=None if size is None else f"{size[0]}x{size[1]}",
+        mean=_numbers(mean),
+        std=_numbers(std),
+        scale=scale,
+        order=order,
+        resize=resize,
+        crop_fraction=crop_fraction,
+        interpolation=interpolation,
+    )
+    then = None if labels is None else lambda uploaded: change_model(uploaded.id, labels=labels)
+    headers = {"Content-Type": BINARY, "Content-Length": str(file.stat().st_size)}
+    return Call("POST", "v1/models", _model, query, headers, Upload(file, progress), then=then)
+
+
+def change_model(
+    id: str,
+    *,
+    name: str | None = None,
+    labels: Sequence[str] | None = None,
+    input: dict[str, Any] | None = None,
+) -> Call[Model]:
+    """Change a network's name, its classes' labels, or fields of its input description (mean, std, ...)."""
+    wanted = {"name": name, "labels": None if labels is None else list(labels), "input": input}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    return Call("PATCH", f"v1/models/{_id(id)}", _model, json=given)
+
+
+def delete_model(id: str) -> Call[None]:
+    """Delete a network. Raises ModelNotFound."""
+    return Call("DELETE", f"v1/models/{_id(id)}", lambda response: None)
+
+
+def download_fused(id: str, path: str | Path, format: Literal["onnx", "pt2"] = "onnx") -> Call[Path]:
+    """Write the network with its normalizations folded away to `path`, as ONNX or torch.export program."""
+    file = Path(path)
+    return Call("GET", f"v1/models/{_id(id)}/fused", lambda response: file, _query(format=format), sink=file)
+
+
+def composites() -> Call[dict[str, dict[str, Any]]]:
+    """The composites by name, each with its parameters and their defaults."""
+    return Call("GET", "v1/composites", _composites)
+
+
+def health() -> Call[Health]:
+    """Whether the server can serve."""
+    return Call("GET", "readyz", _health, also=frozenset({503}))
+
+
+def _explanation(response: httpx.Response) -> Explanation:
+    return Explanation.from_npz(response.content)
+
+
+def _predictions(response: httpx.Response) -> tuple[Prediction, ...]:
+    return tuple(Prediction(**prediction) for prediction in response.json()["predictions"])
+
+
+def _model(response: httpx.Response) -> Model:
+    return Model.from_json(response.json())
+
+
+def _composites(response: httpx.Response) -> dict[str, dict[str, Any]]:
+    return {composite["name"]: composite["parameters"] for composite in response.json()["composites"]}
+
+
+def _health(response: httpx.Response) -> Health:
+    return Health(ready=response.is_success, detail=str(response.json().get("detail", "")))
+
+
+def _id(id: str) -> str:
+    return quote(id, safe="")
+
+
+def _query(**values: Any) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _numbers(values: Sequence[float] | None) -> str | None:
+    return None if values is None else ",".join(repr(float(value)) for value in values)

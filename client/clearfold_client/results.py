@@ -1,0 +1,129 @@
+"""What the server's answers become: frozen data classes with numpy arrays and PIL images."""
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clearfold_client import colors
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class and how much the network believes in it; `score` is the network's raw output."""
+
+    index: int
+    label: str | None
+    probability: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """The class that an explanation is for."""
+
+    index: int
+    label: str | None
+    score: float
+
+
+_PLAIN = ("id", "name", "format", "default", "classes", "parameters", "input")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network on the server. `raw` has all that the server said of it."""
+
+    id: str
+    name: str
+    format: str
+    default: bool
+    classes: int
+    parameters: int
+    labels: tuple[str, ...] | None
+    input: dict[str, Any]
+    fusion: dict[str, Any]
+    certificate: dict[str, Any]
+    notes: tuple[str, ...]
+    raw: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Model":
+        labels = document.get("labels")
+        return cls(
+            **{key: document[key] for key in _PLAIN},
+            labels=tuple(labels) if labels is not None else None,
+            fusion=document.get("fusion", {}),
+            certificate=document.get("certificate", {}),
+            notes=tuple(document.get("notes", ())),
+            raw=document,
+        )
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether the server can serve; `detail` says what it is waiting for."""
+
+    ready: bool
+    detail: str
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where in the image the score of the target comes from.
+
+    `relevance` is [C, H, W] at the network's input size, and adds up to `sums["input"]`; `seen` is the image
+    as the network saw it, [H, W, 3]; `sums` has score, input, kept, error, `ledger` what each layer kept.
+    """
+
+    relevance: NDArray[np.float32]
+    seen: NDArray[np.uint8]
+    model: str
+    composite: str
+    prediction: Prediction
+    target: Target
+    sums: dict[str, float]
+    ledger: Any
+    timings: dict[str, float]
+
+    @classmethod
+    def from_npz(cls, content: bytes) -> "Explanation":
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            relevance, seen = arrays["relevance"], arrays["image"]
+            summary = json.loads(arrays["summary"].tobytes())
+        return cls(
+            relevance=relevance,
+            seen=seen,
+            model=summary["model"],
+            composite=summary["composite"],
+            prediction=Prediction(**summary["prediction"]),
+            target=Target(**summary["target"]),
+            sums=summary["sums"],
+            ledger=summary["ledger"],
+            timings=summary["timings"],
+        )
+
+    @property
+    def heatmap(self) -> NDArray[np.float32]:
+        """The relevance of each pixel, [H, W]: the sum over the channels."""
+        return np.asarray(self.relevance.sum(axis=0), dtype=np.float32)
+
+    @property
+    def score(self) -> float:
+        """The explained score of the target."""
+        return self.target.score
+
+    def image(self, cmap: str = "bwr", opacity: float | None = None, clip: float = 99.5) -> Image.Image:
+        """The heatmap as a picture: white (or black) is no relevance; with an opacity, over the image."""
+        colored = colors.colorize(self.heatmap, cmap, clip)
+        if opacity is None:
+            return Image.fromarray(colored)
+        return Image.fromarray(colors.blend(self.seen, colored, opacity))
+
+    def overlay(self, cmap: str = "bwr", opacity: float = 0.6, clip: float = 99.5) -> Image.Image:
+        """The heatmap over the image."""
+        return self.image(cmap, opacity, clip)

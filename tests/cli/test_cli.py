@@ -1,0 +1,219 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from app.cli import main
+from tests.support.served import SIZE, Running, picture, tiny_network
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """`clearfold ARGUMENTS` in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Done:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Done(int(caught.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "cat.png"
+    picture().save(path)
+    return path
+
+
+class TestStart:
+    def test_help_is_quick_and_loads_no_torch(self) -> None:
+        code = (
+            "import sys\nfrom app.cli import main\n"
+            "try: main(['--help'])\nexcept SystemExit: pass\n"
+            "print('heavy:', sorted({'torch', 'fastapi', 'numpy', 'onnx'} & set(sys.modules)))"
+        )
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "heavy: []" in done.stdout
+        assert time.monotonic() - start < 5  # under a second on a machine that does nothing else
+        for command in ("serve", "explain", "fuse", "models"):
+            assert command in done.stdout
+
+    @pytest.mark.parametrize("command", ["serve", "explain", "fuse", "models"])
+    def test_every_command_explains_itself(self, run, command: str) -> None:
+        done = run(command, "--help")
+        assert done.code == 0
+        assert "--help" in done.out
+
+
+class TestExplain:
+    def test_with_the_builtin_network(self, run, image: Path) -> None:
+        done = run("explain", image, "--device", "cpu")
+        assert done.code == 0, done.err
+        assert "Prediction" in done.out
+        assert Image.open(image.with_name("cat.heatmap.png")).size == (128, 128)
+
+    def test_with_a_file(self, run, image: Path, onnx_file: Path, tmp_path: Path) -> None:
+        target = tmp_path / "out.png"
+        done = run(
+            "explain",
+            image,
+            "-m",
+            onnx_file,
+            "-t",
+            3,
+            "-c",
+            "EpsilonGammaBox",
+            "-o",
+            target,
+            "--overlay",
+            "--json",
+        )
+        assert done.code == 0, done.err
+        said = json.loads(done.out)
+        assert (said["target"]["index"], said["composite"], said["file"]) == (
+            3,
+            "EpsilonGammaBox",
+            str(target),
+        )
+        assert Image.open(target).size == (SIZE, SIZE)
+
+    def test_with_a_network_of_the_store(self, run, image: Path, data: Path) -> None:
+        done = run("explain", image, "-m", "Clearfold objects", "--data", data, "--json")
+        assert json.loads(done.out)["model"] == "builtin"
+
+    def test_an_output_that_is_no_png(self, run, image: Path, tmp_path: Path) -> None:
+        assert run("explain", image, "-o", tmp_path / "missing" / "out.png").code == 2
+
+
+class TestFuse:
+    def test_the_report_and_the_certificate(self, run, onnx_file: Path) -> None:
+        done = run("fuse", onnx_file)
+        assert done.code == 0, done.err
+        assert "batch_norm" in done.out
+        assert "2 folded, 0 partly, 0 kept" in done.out
+        assert "8 inputs" in done.out
+
+    def test_as_json(self, run, onnx_file: Path) -> None:
+        said = json.loads(run("fuse", onnx_file, "--json").out)
+        assert [row["outcome"] for row in said["report"]["rows"]] == ["folded", "folded"]
+        assert said["certificate"]["max_relative"] < 1e-5
+
+    @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+    def test_written(self, run, onnx_file: Path, tmp_path: Path, suffix: str) -> None:
+        target = tmp_path / f"fused{suffix}"
+        assert run("fuse", onnx_file, "-o", target, "--size", SIZE).code == 0
+        x = torch.rand(2, 3, SIZE, SIZE)
+        if suffix == ".onnx":
+            session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+            (scores,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        else:
+            scores = torch.export.load(target).module()(x).detach().numpy()
+        np.testing.assert_allclose(scores, tiny_network()(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+    def test_no_other_format(self, run, onnx_file: Path, tmp_path: Path) -> None:
+        done = run("fuse", onnx_file, "-o", tmp_path / "fused.h5")
+        assert done.code == 2
+        assert ".onnx" in done.err
+
+
+@pytest.mark.usefixtures("quick")
+class TestModels:
+    def test_add_list_and_remove(self, run, onnx_file: Path, data: Path, tmp_path: Path) -> None:
+        labels = tmp_path / "labels.txt"
+        labels.write_text("cat\ndog\neel\nfox\ngnu\n")
+        added = run(
+            "models",
+            "add",
+            onnx_file,
+            "--data",
+            data,
+            "--name",
+            "tiny",
+            "--mean",
+            "0,0,0",
+            "--labels",
+            labels,
+        )
+        assert added.code == 0, added.err
+        listed = json.loads(run("models", "--data", data, "--json").out)
+        assert [model["name"] for model in listed] == ["Clearfold objects", "tiny"]
+        assert listed[1]["labels"] == ["cat", "dog", "eel", "fox", "gnu"]
+        assert listed[1]["input"]["mean"] == [0, 0, 0]
+        assert added.out.split() == [listed[1]["id"], "tiny"]
+        table = run("models", "--data", data).out
+        assert "tiny" in table
+        assert "2 folded" in table
+        assert run("models", "remove", "tiny", "--data", data).code == 0
+        assert "tiny" not in run("models", "--data", data).out
+
+    def test_of_a_server(self, run, server: Running, onnx_file: Path) -> None:
+        added = run("models", "add", onnx_file, "--url", server.url, "--name", "served")
+        assert added.code == 0, added.err
+        assert "served" in run("models", "--url", server.url).out
+        assert run("models", "remove", "served", "--url", server.url).code == 0
+        assert "served" not in run("models", "--url", server.url).out
+
+    def test_an_empty_store(self, run, tmp_path: Path) -> None:
+        done = run("models", "--data", tmp_path / "new")
+        assert done.code == 0
+        assert "models add" in done.err
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["explain", "/no/such.png"], "No such file"),
+            (["explain", "{text}"], "not an image"),
+            (["explain", "{image}", "-t", "10"], "0 to 9"),
+            (["explain", "{image}", "-m", "nobody", "--data", "{folder}"], "nobody"),
+            (["explain", "{image}", "-c", "Magic"], "EpsilonPlusFlat"),
+            (["explain", "{image}", "--cmap", "jet"], "bwr"),
+            (["explain", "{image}", "--size", "big"], "HEIGHTxWIDTH"),
+            (["fuse", "{text}"], "text.onnx"),
+            (["fuse", "/no/such.onnx"], "/no/such.onnx"),
+            (["models", "add", "{text}", "--data", "{folder}"], "text.onnx"),
+            (["models", "add", "/no/such.onnx", "--data", "{folder}"], "No such file"),
+            (["models", "remove", "nobody", "--data", "{folder}"], "nobody"),
+            (["models", "--url", "http://127.0.0.1:9"], "cannot be reached"),
+            (["serve", "--port", "99999999"], "port"),
+            (["nonsense"], "nonsense"),
+        ],
+    )
+    @pytest.mark.usefixtures("quick")
+    def test_one_clear_line_and_exit_code_2(
+        self, run, arguments: list[str], words: str, image: Path, tmp_path: Path
+    ) -> None:
+        text = tmp_path / "text.onnx"
+        text.write_text("Buy milk.")
+        places = {"text": text, "image": image, "folder": tmp_path / "store"}
+        done = run(*(argument.format(**places) for argument in arguments))
+        assert done.code == 2
+        assert words in done.err
+        assert "Traceback" not in done.err
+        assert done.out == ""
+
+    def test_our_own_mistakes_are_not_hidden(self, run, monkeypatch: pytest.MonkeyPatch, image: Path) -> None:
+        monkeypatch.setattr("app.explaining.explain", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["explain", str(image)])

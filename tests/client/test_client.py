@@ -1,0 +1,241 @@
+"""The Python client against a real server: both clients, every method, every kind of problem."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from inspect import iscoroutinefunction, signature
+from pathlib import Path
+
+import clearfold_client
+import httpx
+import numpy as np
+import onnxruntime
+import pytest
+from clearfold_client import (
+    AsyncClient,
+    BadTarget,
+    Client,
+    InvalidImage,
+    InvalidParameter,
+    ModelNotFound,
+    NotReachable,
+    Overloaded,
+    Problem,
+    UnsupportedModel,
+    colors,
+)
+from clearfold_client.problems import from_response
+from PIL import Image
+
+from lrp import heatmap
+from tests.support.served import CLASSES, SIZE, Running, encoded, free_port, picture
+
+SIDE = 128
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[Client]:
+    with Client(server.url) as client:
+        yield client
+
+
+def test_importing_it_loads_no_torch() -> None:
+    code = "import sys, clearfold_client; print(sorted({'torch', 'app', 'lrp', 'fusion', 'models'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+class TestExplaining:
+    def test_an_explanation_adds_up(self, client: Client) -> None:
+        explanation = client.explain(picture())
+        assert explanation.relevance.shape == (3, SIDE, SIDE)
+        assert explanation.relevance.dtype == np.float32
+        assert explanation.heatmap.shape == (SIDE, SIDE)
+        assert explanation.heatmap.sum() == pytest.approx(explanation.sums["input"], rel=1e-3, abs=1e-4)
+        assert explanation.sums["input"] + explanation.sums["kept"] == pytest.approx(
+            explanation.score, rel=1e-3
+        )
+        assert explanation.target.index == explanation.prediction.index
+        assert explanation.target.label
+        assert (explanation.model, explanation.composite) == ("builtin", "EpsilonPlusFlat")
+
+    def test_an_image_is_a_path_bytes_a_picture_or_an_array(self, client: Client, tmp_path: Path) -> None:
+        image = picture()
+        path = tmp_path / "image.png"
+        image.save(path)
+        forms = (path, str(path), path.read_bytes(), image, np.asarray(image))
+        maps = [client.explain(form).relevance for form in forms]
+        assert all(np.array_equal(maps[0], other) for other in maps[1:])
+
+    def test_target_and_composite(self, client: Client) -> None:
+        explanation = client.explain(
+            picture(), model="builtin", target=4, composite="EpsilonGammaBox", gamma=0.5, epsilon=1e-4
+        )
+        assert (explanation.target.index, explanation.composite) == (4, "EpsilonGammaBox")
+        named = client.explain(
+            picture(), target=explanation.target.label, composite="EpsilonGammaBox", gamma=0.5, epsilon=1e-4
+        )
+        assert np.array_equal(named.relevance, explanation.relevance)
+
+    def test_pictures(self, client: Client) -> None:
+        explanation = client.explain(picture())
+        plain, overlay = explanation.image(), explanation.overlay()
+        assert plain.size == overlay.size == (SIDE, SIDE)
+        assert np.array_equal(explanation.image(opacity=1.0), plain)
+        assert not np.array_equal(overlay, plain)
+        with pytest.raises(ValueError, match="bwr"):
+            explanation.image(cmap="jet")
+
+    def test_its_colours_are_the_library_s(self, client: Client) -> None:
+        explanation = client.explain(picture())
+        assert set(colors.COLORMAPS) == set(heatmap.COLORMAPS)
+        for cmap in colors.COLORMAPS:
+            want = heatmap.colorize(explanation.heatmap, cmap=cmap)
+            np.testing.assert_array_equal(np.asarray(explanation.image(cmap)), want)
+        want = heatmap.overlay(explanation.seen, explanation.heatmap)
+        np.testing.assert_array_equal(np.asarray(explanation.overlay()), want)
+
+    def test_predictions(self, client: Client) -> None:
+        best = client.predict(picture(), top=3)
+        assert len(best) == 3
+        assert best[0].index == client.explain(picture()).prediction.index
+        assert best == client.predict(picture(), model="builtin", top=3)
+
+    def test_composites(self, client: Client) -> None:
+        assert "gamma" in client.composites()["EpsilonGammaBox"]
+
+
+class TestModels:
+    @pytest.mark.usefixtures("quick")
+    def test_the_life_of_a_model(self, client: Client, onnx_file: Path, tmp_path: Path) -> None:
+        steps: list[tuple[int, int]] = []
+        labels = ["cat", "dog", "eel", "fox", "gnu"]
+        model = client.upload_model(
+            onnx_file,
+            name="tiny",
+            size=(SIZE, SIZE),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+            order="BGR",
+            labels=labels,
+            progress=lambda sent, total: steps.append((sent, total)),
+        )
+        assert (model.name, model.classes, model.labels) == ("tiny", CLASSES, tuple(labels))
+        assert (model.input["order"], model.input["std"]) == ("BGR", [0.25, 0.25, 0.25])
+        size = onnx_file.stat().st_size
+        assert steps[-1] == (size, size)
+        assert model.id in {other.id for other in client.models()}
+        assert client.model(model.id[:10]).raw["layers"]
+        assert client.explain(picture(), model=model.id, target="eel").target.index == 2
+
+        path = client.download_fused(model.id, tmp_path / "fused.onnx")
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        assert len(session.get_inputs()) == 1
+        assert list(tmp_path.iterdir()) == [path]
+
+        assert client.change_model(model.id, name="renamed").name == "renamed"
+        client.delete_model(model.id)
+        with pytest.raises(ModelNotFound):
+            client.model(model.id)
+
+    def test_health(self, client: Client) -> None:
+        assert client.health().ready
+
+
+class TestProblems:
+    def test_each_kind_has_its_class(self, client: Client, tmp_path: Path) -> None:
+        text = tmp_path / "text.onnx"
+        text.write_text("Buy milk.")
+        with pytest.raises(ModelNotFound) as unknown:
+            client.explain(picture(), model="nobody")
+        assert (unknown.value.status, unknown.value.code) == (404, "model-not-found")
+        assert "nobody" in str(unknown.value)
+        assert unknown.value.instance
+        with pytest.raises(InvalidImage, match="image"):
+            client.explain(b"Buy milk.")
+        with pytest.raises(BadTarget, match="0 to 9"):
+            client.explain(picture(), target=10)
+        with pytest.raises(InvalidParameter, match="gama"):
+            client.explain(picture(), gama=1)
+        with pytest.raises(InvalidParameter, match="Magic"):
+            client.explain(picture(), composite="Magic")
+        with pytest.raises(UnsupportedModel, match=r"text\.onnx"):
+            client.upload_model(text)
+
+    def test_a_failed_download_leaves_no_file(self, client: Client, tmp_path: Path) -> None:
+        with pytest.raises(ModelNotFound):
+            client.download_fused("nobody", tmp_path / "fused.onnx")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_image_that_is_none(self, client: Client) -> None:
+        with pytest.raises(ValueError, match="uint8"):
+            client.explain(np.zeros((4, 4, 3)))
+        with pytest.raises(FileNotFoundError):
+            client.explain("/no/such/image.png")
+
+    def test_nobody_there(self) -> None:
+        with (
+            Client(f"http://127.0.0.1:{free_port()}") as client,
+            pytest.raises(NotReachable, match="running"),
+        ):
+            client.models()
+
+    def test_an_overloaded_server_says_when_to_come_back(self) -> None:
+        document = {"type": "/problems/overloaded", "title": "Busy", "status": 503, "detail": "Later."}
+        response = httpx.Response(503, json=document, headers={"Retry-After": "2"})
+        problem = from_response(response)
+        assert isinstance(problem, Overloaded)
+        assert (problem.retry_after, str(problem)) == (2, "Later.")
+
+    def test_an_answer_of_somebody_else(self) -> None:
+        request = httpx.Request("GET", "http://elsewhere/v1/models")
+        problem = from_response(httpx.Response(502, text="<html>", request=request))
+        assert (type(problem), problem.status) == (Problem, 502)
+        assert "Clearfold" in problem.detail
+
+
+class TestAsync:
+    def test_the_same_methods_with_the_same_parameters(self) -> None:
+        for name, method in vars(Client).items():
+            if not name.startswith("_") and name != "close":
+                twin = getattr(AsyncClient, name)
+                assert iscoroutinefunction(twin), name
+                assert signature(twin) == signature(method), name
+                assert twin.__doc__ == method.__doc__, name
+
+    @pytest.mark.usefixtures("quick")
+    def test_the_same_answers(self, server: Running, onnx_file: Path, tmp_path: Path) -> None:
+        async def scenario() -> None:
+            async with AsyncClient(server.url) as client:
+                explanations = await asyncio.gather(*(client.explain(picture(seed)) for seed in range(4)))
+                with Client(server.url) as other:
+                    for seed, explanation in enumerate(explanations):
+                        assert np.array_equal(explanation.relevance, other.explain(picture(seed)).relevance)
+                steps: list[int] = []
+                model = await client.upload_model(onnx_file, progress=lambda sent, total: steps.append(sent))
+                assert steps[-1] == onnx_file.stat().st_size
+                assert await client.predict(encoded(picture()), model.id)
+                path = await client.download_fused(model.id, tmp_path / "fused.pt2", "pt2")
+                assert path.stat().st_size > 1000
+                await client.delete_model(model.id)
+                with pytest.raises(ModelNotFound):
+                    await client.model(model.id)
+
+        asyncio.run(scenario())
+
+    def test_nobody_there(self) -> None:
+        async def scenario() -> None:
+            async with AsyncClient(f"http://127.0.0.1:{free_port()}") as client:
+                await client.health()
+
+        with pytest.raises(NotReachable):
+            asyncio.run(scenario())
+
+
+def test_a_saved_overlay_is_an_image(server: Running, tmp_path: Path) -> None:
+    """The example of the package's own documentation."""
+    assert clearfold_client.__doc__ is not None
+    with Client(server.url) as clearfold:
+        clearfold.explain(encoded(picture())).overlay().save(tmp_path / "cat.heatmap.png")
+    assert Image.open(tmp_path / "cat.heatmap.png").size == (SIDE, SIDE)

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from fusion.errors import CaptureError, ClearfoldError
 from fusion.network import Network, annotate, call, check_finite, is_size_arithmetic, op_name
 from fusion.normalize import normalize
+from fusion.tracing import TRACING
 
 aten = torch.ops.aten
 
@@ -43,7 +44,7 @@ def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
     inputs = tuple(_with_batch(x, 2) for x in example)
     shapes = tuple({0: Dim.AUTO} for _ in inputs)
     try:
-        with torch.no_grad():
+        with TRACING, torch.no_grad():
             program = torch.export.export(
                 frozen, inputs, dynamic_shapes=(shapes,) if _varargs(frozen) else shapes, strict=False
             )
@@ -62,7 +63,9 @@ def from_exported(program: ExportedProgram) -> Network:
     graph, constants = _lift(program)
     if not _functionalize(graph):
         # A view is written through: let torch's own functionalization sort it out (slower, more verbose).
-        graph, constants = _lift(program.run_decompositions({}))
+        with TRACING:
+            program = program.run_decompositions({})
+        graph, constants = _lift(program)
         if not _functionalize(graph):
             raise CaptureError("The network writes into tensors in place in a way that cannot be captured.")
     check_finite(constants)

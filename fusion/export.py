@@ -11,6 +11,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from fusion.network import Network
+from fusion.tracing import TRACING
 
 
 def to_exported(network: Network) -> ExportedProgram:
@@ -23,7 +24,7 @@ def to_exported(network: Network) -> ExportedProgram:
     )
     shapes = tuple({0: Dim.DYNAMIC} for _ in example)
     module = torch.fx.GraphModule(dict(network.constants), network.copy().graph, class_name="Network")
-    with torch.no_grad():
+    with TRACING, torch.no_grad():
         return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
 
 
@@ -36,7 +37,7 @@ def to_onnx(network: Network, path: Path, *, opset: int = 18) -> None:
     """Write the network as one self-contained ONNX file with a free batch dimension."""
     program = to_exported(network)
     # The exporter reports its progress on stdout; a library must not.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with TRACING, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         onnx_program = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
         assert onnx_program is not None

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fusion.errors import NonFiniteWeights
+from fusion.tracing import TRACING
 
 Shape: TypeAlias = tuple[int | None, ...]
 Value: TypeAlias = Any
@@ -198,7 +199,8 @@ def annotate(network: Network) -> Network:
     Inputs must carry them already. Returns the same network. Raises whatever the operators raise where the
     graph does not run.
     """
-    runs = [_fake_run(network, batch) for batch in _SHAPE_BATCHES]
+    with TRACING:
+        runs = [_fake_run(network, batch) for batch in _SHAPE_BATCHES]
     for node in network.graph.nodes:
         first, second = (run.get(node) for run in runs)
         if isinstance(first, Tensor) and isinstance(second, Tensor):

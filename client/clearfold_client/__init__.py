@@ -15,6 +15,7 @@ from clearfold_client.problems import (
     NotReachable,
     Overloaded,
     Problem,
+    TooLarge,
     UnsupportedModel,
 )
 from clearfold_client.results import Explanation, Health, Model, Prediction, Target
@@ -34,5 +35,6 @@ __all__ = [
     "Prediction",
     "Problem",
     "Target",
+    "TooLarge",
     "UnsupportedModel",
 ]

@@ -78,6 +78,12 @@ class UnsupportedModel(Problem):
     )
 
 
+class TooLarge(Problem):
+    """The file is larger than the server takes."""
+
+    codes = frozenset({"body-too-large"})
+
+
 class Overloaded(Problem):
     """The server is busy or not ready yet: wait `retry_after` seconds."""
 

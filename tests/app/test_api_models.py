@@ -1,6 +1,5 @@
 """The networks over HTTP: upload, list, describe, change, download, delete."""
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -15,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
-from tests.support.served import CLASSES, SIZE, Running, encoded, picture, tiny_network
+from tests.support.served import CLASSES, SIZE, Running, encoded, eventually, picture, tiny_network
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -25,6 +24,8 @@ BINARY = {"Content-Type": "application/octet-stream"}
 @pytest.fixture
 def api(data: Path) -> Iterator[TestClient]:
     with TestClient(create_app(Settings(data=data, device="cpu"))) as client:
+        # Tracing a network, here in this process, disturbs another that is made ready at the same time.
+        eventually(lambda: client.get("/readyz").status_code == 200)
         yield client
 
 
@@ -253,29 +254,3 @@ class TestDeleting:
     def test_the_builtin_network_stays(self, api: TestClient) -> None:
         answer = api.delete("/v1/models/builtin")
         assert (answer.status_code, answer.json()["type"]) == (409, "/problems/model-protected")
-
-    def test_while_it_explains(self, server: Running, onnx_file: Path) -> None:
-        """Every answer is an explanation or a clear 404, and a new upload is as good as the first."""
-        image = encoded(picture())
-        with httpx.Client(base_url=server.url, timeout=120) as api:
-            address = upload(api, onnx_file).headers["Location"]
-            codes: list[int] = []
-            stop = threading.Event()
-
-            def explain() -> None:
-                while not stop.is_set():
-                    codes.append(api.post(address + "/explain", content=image).status_code)
-
-            threads = [threading.Thread(target=explain) for _ in range(2)]
-            for thread in threads:
-                thread.start()
-            for _ in range(2):
-                api.delete(address)
-                upload(api, onnx_file, order="BGR")
-                upload(api, onnx_file, order="RGB")
-            stop.set()
-            for thread in threads:
-                thread.join()
-            assert set(codes) <= {200, 404}
-            assert codes[-1] == 200
-            api.delete(address)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,6 +245,32 @@ def test_kill_9_in_the_middle_of_uploads_loses_nothing(
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(timeout=20)
     assert workspaces(data) == []
+
+
+def test_a_network_can_go_and_come_back_while_it_explains(server: Running, onnx_file: Path) -> None:
+    """Every answer is an explanation or a clear 404, and a new upload is as good as the first."""
+    image = encoded(picture())
+    with httpx.Client(base_url=server.url, timeout=120) as api:
+        address = upload(server.url, onnx_file.read_bytes(), "net.onnx").headers["Location"]
+        codes: list[int] = []
+        stop = threading.Event()
+
+        def explain() -> None:
+            while not stop.is_set():
+                codes.append(api.post(address + "/explain", content=image).status_code)
+
+        threads = [threading.Thread(target=explain) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        api.delete(address)
+        for order in ("BGR", "RGB"):
+            upload(server.url, onnx_file.read_bytes(), "net.onnx", order=order)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert set(codes) <= {200, 404}
+        assert codes[-1] == 200
+        api.delete(address)
 
 
 def _converters(data: Path) -> list[int]:

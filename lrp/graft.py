@@ -79,31 +79,32 @@ def graft(
 
 class _Sink(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recorder: Recorder | None, key: str, constant: Tensor, anchor: Tensor) -> Tensor:
-        ctx.recorder, ctx.key, ctx.batch = recorder, key, anchor.shape[0]
+    def forward(ctx: Any, recorder: Recorder, key: str, constant: Tensor, anchor: Tensor) -> Tensor:
+        ctx.recorder, ctx.key = recorder, key
         ctx.save_for_backward(constant)
         return constant.view_as(constant)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        if ctx.recorder is not None:
-            (constant,) = ctx.saved_tensors
-            received = per_sample((constant * grads[0]).expand(ctx.batch, *grads[0].shape[1:]))
-            ctx.recorder.record(ctx.key, received, torch.zeros_like(received))
+        (constant,) = ctx.saved_tensors
+        amount = per_sample(constant * grads[0])
+        ctx.recorder.record(ctx.key, amount, torch.zeros_like(amount))
         return None, None, None, None
 
 
-def sink(recorder: Recorder | None, key: str, constant: Tensor, anchor: Tensor) -> Tensor:
-    """A constant [N or 1, ...] that keeps the relevance it receives and tells the recorder; anchor is any tensor
-    of the batch that requires a gradient."""
+def sink(
+    recorder: Recorder | None, key: str, constant: Tensor, anchor: Tensor, like: Tensor | None = None
+) -> Tensor:
+    """A constant that keeps the relevance it receives and tells the recorder.
+
+    anchor: any tensor of the batch that requires a gradient. like: the tensor [N, ...] that the constant is broadcast
+    against, so that every sample has its own share; None where the constant has a batch axis already.
+    """
     if recorder is None:
         return constant
-    if constant.ndim == 0 or constant.shape[0] != anchor.shape[0]:
-        constant = (
-            constant.expand(anchor.shape[0], *constant.shape[1:])
-            if constant.ndim
-            else constant.expand(anchor.shape[0])
-        )
+    if like is not None:
+        shape = torch.broadcast_shapes(constant.shape, like.shape)  # type: ignore[no-untyped-call]
+        constant = constant.expand(shape)
     return _Sink.apply(recorder, key, constant, anchor)  # type: ignore[no-any-return]
 
 

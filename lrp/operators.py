@@ -40,9 +40,12 @@ def _average(builder: Builder, node: fx.Node) -> fx.Node:
 @operator_rule("add", "sub", "rsub", "cat", "concat", "stack", "maximum", "minimum")
 def _sum_or_choice(builder: Builder, node: fx.Node) -> fx.Node:
     # a + b hands a to a and b to b; constants keep their part.
+    joined = op_name(node) in ("cat", "concat", "stack")
+    like = None if joined else next(builder.values[n] for n in node.all_input_nodes if builder.depends(n))
+
     def value(n: fx.Node) -> fx.Node:
         constant = not builder.depends(n) and not is_size_arithmetic(n)
-        return builder.sink(node, builder.values[n]) if constant else builder.values[n]
+        return builder.sink(node, builder.values[n], like) if constant else builder.values[n]
 
     total = builder.copied(node, value)
     numbers = [a for a in node.args if isinstance(a, int | float) and not isinstance(a, bool)]

@@ -17,8 +17,8 @@ from fusion.errors import BadFile, BadInput
 
 Source: TypeAlias = Network | nn.Module | ExportedProgram | str | Path
 
-# Packages that open files and names register a function here (models does): lrp itself reads no file format, and
-# so does not depend on them.
+# Packages that open files and names register a function (source, size=(height, width) or None) here, as models does:
+# lrp itself reads no file format, and so does not depend on them.
 ENTRY_POINTS = "clearfold.sources"
 
 
@@ -47,7 +47,8 @@ def open_source(source: Source, example: Tensor | None = None) -> OpenedSource:
             f"A {type(source).__name__} is no network: give an nn.Module, a file, a zoo name or a Network."
         )
     for entry in entry_points(group=ENTRY_POINTS):
-        opened = entry.load()(source)
+        size = None if example is None or example.ndim < 4 else (example.shape[-2], example.shape[-1])
+        opened = entry.load()(source, size=size)
         return OpenedSource(opened.network, opened.prepare, opened.labels, opened.notes)
     if isinstance(source, nn.Module):
         raise BadInput("Give an example input as well: Explainer(module, example=tensor).")

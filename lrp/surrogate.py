@@ -102,9 +102,9 @@ class Builder:
             graft, self.recorder, self.key(node), value, tuple(carriers), tuple(factors), offsets, degree
         )
 
-    def sink(self, node: fx.Node, constant: fx.Node) -> fx.Node:
+    def sink(self, node: fx.Node, constant: fx.Node, like: fx.Node | None = None) -> fx.Node:
         """A constant that keeps, on behalf of `node`, the relevance that it receives."""
-        return self.emit(sink, self.recorder, self.key(node), constant, self.gated)
+        return self.emit(sink, self.recorder, self.key(node), constant, self.gated, like)
 
     @property
     def gated(self) -> fx.Node:

@@ -98,6 +98,8 @@ _MODEL_PROTO = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25
 
 def _is_onnx(probe: Probe) -> bool:
     """Whether the file starts as a protobuf message with ModelProto's fields; it may end early."""
+    if not any(byte < 9 or 13 < byte < 32 for byte in probe.head):
+        return False  # text: protobuf tags and lengths always bring control characters
     fields = 0
     for number, wire in _fields(probe.head, probe.size):
         if _MODEL_PROTO.get(number) != wire:

@@ -194,17 +194,33 @@ def test_an_instance_norm_with_running_statistics_is_a_batch_norm() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_certificates_of_real_architectures(name: str) -> None:
+    """In float64 the two are one. In float32 a deep network with random weights has a rounding error of its own (up to
+    5e-5 for ResNeXt-50 and GoogLeNet, against float64); the fused one must be as near to the truth as the original.
+    Trained networks stay below 1e-5 (test_shared_networks, test_the_built_in_network)."""
     module = family(name)
     network = fusion.capture(module, (torch.randn(1, 3, 64, 64),))
-    inputs = [torch.randn(8, 3, 64, 64)]
-    single = fusion.certify(module, fusion.fuse(network).network, inputs)
-    assert single.max_relative <= 1e-5
-    assert single.inputs == 8
+    x = torch.randn(8, 3, 64, 64)
+    fused = fusion.fuse(network).network
+    with torch.no_grad():
+        original = module(x)
     module.double()
-    double = fusion.certify(
-        module, fusion.fuse(network.to(dtype=torch.float64)).network, [inputs[0].double()]
-    )
+    in_double = fusion.fuse(network.to(dtype=torch.float64)).network
+    double = fusion.certify(module, in_double, [x.double()])
     assert double.max_relative <= 1e-12
+    assert double.inputs == 8
+    own = fusion.certify(lambda x: module(x.double()), lambda _: original, [x]).max_relative
+    single = fusion.certify(lambda x: module(x.double()), fused, [x]).max_relative
+    assert single <= max(1e-5, 1.5 * own)
+
+
+def test_the_built_in_network() -> None:
+    from models.zoo.network import load_builtin
+
+    module = load_builtin()
+    network = fusion.capture(module, (torch.randn(1, 3, 128, 128),))
+    fused = fusion.fuse(network)
+    assert {row.outcome for row in fused.report.rows} == {"folded"}
+    assert fusion.certify(module, fused.network, [torch.randn(8, 3, 128, 128)]).max_relative <= 1e-5
 
 
 def test_every_norm_of_a_real_architecture_is_in_the_report() -> None:

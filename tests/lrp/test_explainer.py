@@ -140,14 +140,15 @@ def test_a_ledger_that_does_not_close_is_an_error_when_strict(
     class Leaky(lrp.Epsilon):
         pass
 
-    def halved(*args: object) -> Tensor:
-        return 0.5 * torch.ones_like(args[0])  # type: ignore[call-overload,no-any-return]
-
     original = surrogate._linear_layer
 
     def leaky(builder: surrogate.Builder, layer: object, rule: object) -> object:
         node = original(builder, layer, rule)  # type: ignore[arg-type]
-        return builder.emit(torch.ops.aten.mul.Tensor, node, 0.5) if isinstance(rule, Leaky) else node
+        if not isinstance(rule, Leaky):
+            return node
+        # The same value with half of the derivative.
+        halves = [builder.emit(torch.ops.aten.mul.Tensor, n, 0.5) for n in (node, builder.detached(node))]  # type: ignore[arg-type]
+        return builder.emit(torch.ops.aten.add.Tensor, *halves)
 
     monkeypatch.setattr(surrogate, "_linear_layer", leaky)
     explainer = lrp.Explainer(network, rules={"conv2": Leaky()})

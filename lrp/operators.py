@@ -25,9 +25,11 @@ aten = torch.ops.aten
     "unbind", "getitem", "flip", "roll", "index_select", "pixel_shuffle", "pixel_unshuffle", "unfold", "im2col",
     "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "reflection_pad1d", "reflection_pad2d",
     "replication_pad1d", "replication_pad2d", "repeat", "tile", "to", "_to_copy", "gather", "movedim", "diagonal",
-    "cumsum",
+    "cumsum", "index", "repeat_interleave",
 )  # fmt: skip
 def _homogeneous(builder: Builder, node: fx.Node) -> fx.Node:
+    if any(builder.depends(n) for n in node.all_input_nodes if n is not node.args[0]):
+        raise _unsupported(node)  # indices or slopes computed from the image
     return builder.copied(node)
 
 

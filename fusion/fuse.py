@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from fusion.linear import affine
+from fusion.affine import AffineNode, affine_node
+from fusion.linear import linear_layer_ending_at
 from fusion.network import Network, annotate, op_name
 from fusion.normalize import argument
-from fusion.passes import PASSES
-from fusion.report import Report, Row
+from fusion.passes import DIRECTIONS, Obstacle
+from fusion.report import Outcome, Report, Row
 
 # Operators that normalize, and why those that are no affine map at inference stay.
 _INPUT_STATISTICS = "its statistics come from the input itself, so no constant weights can replace it"
@@ -37,30 +38,100 @@ class Fused:
 
 
 def fuse(network: Network) -> Fused:
-    """Fold every channel-wise affine normalization into the linear layers around it.
+    """Fold every constant affine map, normalizations first of all, into the linear layers around it.
 
     The network given is left as it is. Weights are computed in float64 and stored in the network's own dtype.
     """
-    found = [node for node in network.graph.nodes if _is_normalization(node)]
     work = network.copy()
     # The copy keeps the order of nodes and their names.
-    names = {node.name: _layer_name(node) for node in found}
-    outcome: dict[str, Row] = {}
-    folded = True
-    while folded:
-        folded = False
-        for node in [n for n in work.graph.nodes if n.name in names and n.name not in outcome]:
-            row = _fold_one(work, node)
-            if row is not None:
-                outcome[node.name] = row
-                folded = True
-    for node in [n for n in work.graph.nodes if n.name in names and n.name not in outcome]:
-        outcome[node.name] = Row(_layer_name(node), op_name(node), "kept", (), _why_kept(work, node))
+    norms = {node.name: node for node in work.graph.nodes if _is_normalization(node)}
+    kinds = {name: (_layer_name(node), op_name(node)) for name, node in norms.items()}
+    taken: dict[str, tuple[str, ...]] = {}
+    reasons: dict[str, str] = {}
+    progress = True
+    while progress:
+        progress = False
+        for node in [n for n in work.graph.nodes if n.op == "call_function"]:
+            found = _candidate(work, node)
+            if found is None:
+                continue
+            name, partial = node.name, found.strip is not None
+            into, reason = _fold(work, found)
+            reasons[name] = reason
+            if into:
+                taken[name] = (*taken.get(name, ()), *into)
+                reasons[name] = _INPUT_STATISTICS if partial else ""
+                progress = True
     work.graph.eliminate_dead_code()
     result = Network(work.graph, work.constants)
     result.graph.lint()
     annotate(result)
-    return Fused(result, Report(_final_places([outcome[name] for name in names])))
+    left = {node.name for node in result.graph.nodes}
+    rows = [
+        Row(*kinds[name], _outcome(name, taken, left), taken.get(name, ()), reasons.get(name) or _why(node))
+        for name, node in norms.items()
+    ]
+    return Fused(result, Report(_final_places(rows)))
+
+
+def _candidate(network: Network, node: fx.Node) -> AffineNode | None:
+    """The affine map at a node, where it is one to fold: bias maps belong to their layers, and constants in front of
+    the first layer are preprocessing, whose zero is the zero of the explanation."""
+    found = affine_node(network, node) if node.users else None
+    if found is None or linear_layer_ending_at(network, node) is not None:
+        return None
+    if not _is_normalization(node):
+        if _is_preprocessing(network, node) or not _is_uniform(found):
+            return None
+    return found
+
+
+def _is_preprocessing(network: Network, node: fx.Node) -> bool:
+    seen: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        current = todo.pop()
+        if current in seen or network.constant(current) is not None:
+            continue
+        seen.add(current)
+        if len(seen) > 20 or linear_layer_ending_at(network, current) is not None:
+            return False
+        todo += current.all_input_nodes
+    return True
+
+
+def _is_uniform(found: AffineNode) -> bool:
+    """Whether a constant is one number, or one per channel: position embeddings are signals of their own."""
+    for t in (found.coefficients.scale, found.coefficients.shift):
+        if sum(size != 1 for size in t.shape) > 1:
+            return False
+    return True
+
+
+def _fold(network: Network, found: AffineNode) -> tuple[tuple[str, ...], str]:
+    """The layers that took the map, or () and why none could."""
+    reasons = []
+    for direction in DIRECTIONS:
+        try:
+            plan = direction(network, found)
+        except Obstacle as obstacle:
+            reasons.append(str(obstacle))
+            continue
+        plan.carry_out()
+        return plan.into, ""
+    return (), "; ".join(dict.fromkeys(reasons))
+
+
+def _outcome(name: str, taken: dict[str, tuple[str, ...]], left: set[str]) -> Outcome:
+    if name not in taken:
+        return "kept"
+    return "partly" if name in left else "folded"
+
+
+def _why(node: fx.Node) -> str:
+    if op_name(node) == "batch_norm" and not argument(node, "training"):
+        return ""
+    return NORMALIZATIONS[op_name(node)]
 
 
 def _final_places(rows: list[Row]) -> tuple[Row, ...]:
@@ -74,27 +145,6 @@ def _final_places(rows: list[Row]) -> tuple[Row, ...]:
         return tuple(dict.fromkeys(place for name in into for place in resolve(name, seen | {layer})))
 
     return tuple(replace(row, into=resolve(row.layer, frozenset()) if row.into else ()) for row in rows)
-
-
-def _fold_one(network: Network, node: fx.Node) -> Row | None:
-    bn = affine(network, node)
-    if bn is None:
-        return None
-    for attempt in PASSES:
-        layer, op = _layer_name(node), op_name(node)
-        fold = attempt(network, bn)
-        if fold.into:
-            return Row(layer, op, "folded", fold.into, "")
-    return None
-
-
-def _why_kept(network: Network, node: fx.Node) -> str:
-    bn = affine(network, node)
-    if bn is None:
-        if op_name(node) == "batch_norm" and not argument(node, "training"):
-            return "its parameters are computed from the input"
-        return NORMALIZATIONS[op_name(node)]
-    return "; ".join(attempt(network, bn).reason for attempt in PASSES if attempt is not PASSES[1])
 
 
 def _is_normalization(node: fx.Node) -> bool:

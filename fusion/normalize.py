@@ -191,3 +191,22 @@ def _view(network: Network, node: fx.Node) -> fx.Node | None:
     if node.target in (aten.view.default, aten._unsafe_view.default):
         return _emit(network, node, aten.reshape.default, *node.args)
     return None
+
+
+_PADS = {
+    ("reflect", 2): aten.reflection_pad1d.default,
+    ("reflect", 4): aten.reflection_pad2d.default,
+    ("reflect", 6): aten.reflection_pad3d.default,
+    ("replicate", 2): aten.replication_pad1d.default,
+    ("replicate", 4): aten.replication_pad2d.default,
+    ("replicate", 6): aten.replication_pad3d.default,
+}
+
+
+@rewrite("pad")
+def _pad(network: Network, node: fx.Node) -> fx.Node | None:
+    pads, mode = argument(node, "pad"), argument(node, "mode", "constant")
+    if mode == "constant":
+        return _emit(network, node, aten.constant_pad_nd.default, node.args[0], pads, argument(node, "value") or 0)
+    target = _PADS.get((mode, len(pads)))
+    return None if target is None else _emit(network, node, target, node.args[0], pads)

@@ -28,8 +28,8 @@ ALLOWED = frozenset(
     logical_and logical_not logical_or logical_xor logsumexp lstm lt masked_fill matmul max max_pool1d
     max_pool2d max_pool3d maximum mean meshgrid min minimum mish mm movedim mul mv narrow ne neg new_full
     new_ones new_zeros norm ones ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu prod
-    reciprocal reflection_pad1d reflection_pad2d relu relu6 remainder repeat repeat_interleave
-    replication_pad1d replication_pad2d reshape rms_norm roll rot90 round rsqrt rsub scalar_tensor
+    reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder repeat repeat_interleave
+    replication_pad1d replication_pad2d replication_pad3d reshape rms_norm roll rot90 round rsqrt rsub scalar_tensor
     scaled_dot_product_attention scatter select selu sigmoid sign silu sin sinh slice slice_scatter
     softmax softplus softshrink sort split split_with_sizes sqrt square squeeze stack std sub sum sym_size
     t tan tanh tensor_split threshold tile to topk transpose tril triu trunc unbind unflatten unfold

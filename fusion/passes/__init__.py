@@ -1,13 +1,10 @@
-"""The folds, each one pattern and its replacement; `PASSES` is the order in which the driver tries them."""
+"""The folds: an affine map is moved backward into the layers that write it, or forward into those that read it."""
 
-from __future__ import annotations
+from fusion.passes.backward import plan_backward
+from fusion.passes.forward import plan_forward
+from fusion.passes.plan import Obstacle, Plan
 
-from fusion.passes.affine import fold_into_next_affine
-from fusion.passes.backward import fold_into_linear_before
-from fusion.passes.fold import Fold, Pass
-from fusion.passes.forward import fold_into_linears_after
+# Backward first: it needs neither bias maps nor thresholds.
+DIRECTIONS = (plan_backward, plan_forward)
 
-# Backward first: it needs no bias map. A chain of normalizations is merged before it is pushed forward.
-PASSES: tuple[Pass, ...] = (fold_into_linear_before, fold_into_next_affine, fold_into_linears_after)
-
-__all__ = ["PASSES", "Fold", "Pass"]
+__all__ = ["DIRECTIONS", "Obstacle", "Plan", "plan_backward", "plan_forward"]

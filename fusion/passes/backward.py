@@ -1,41 +1,184 @@
-"""conv/linear -> BN becomes conv/linear: s (W x + b) + t = (s W) x + (s b + t)."""
+"""Backward: let everything that feeds S v + T produce it itself, until linear layers have taken it.
+
+The mirror image of `forward`: a node that only the affine map reads (or nodes on its way) is asked to answer S v + T in
+place of v, and passes the demand on to what it reads.
+"""
 
 from __future__ import annotations
 
-from fusion.linear import Affine, broadcast_channels, linear_layer_ending_at
-from fusion.network import Network
-from fusion.passes.fold import Fold, bias_of, set_bias_map, update_layer, weight_of
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from fusion.affine import RUNNING, AffineNode, Coefficients, affine_node, compact, then
+from fusion.linear import LinearLayer, linear_layer_ending_at
+from fusion.network import Network, op_name
+from fusion.normalize import argument
+from fusion.passes.plan import Obstacle, Plan, fits_behind, fold_behind, name_of, removal, replace_by_affine
+
+aten = torch.ops.aten
+
+Demand: TypeAlias = tuple[fx.Node, Coefficients]
+Edit: TypeAlias = Callable[[], None]
+# (node, coefficients) -> the demands on what it reads, and its own edits
+Handler: TypeAlias = Callable[[Network, fx.Node, Coefficients], tuple[list[Demand], list[Edit]]]
+_HANDLERS: dict[str, Handler] = {}
 
 
-def fold_into_linear_before(network: Network, bn: Affine) -> Fold:
-    """Fold into the convolution, transposed convolution or linear layer that feeds the normalization."""
-    layer = linear_layer_ending_at(network, bn.source)
-    if layer is None:
-        return Fold(reason=f"it follows {_what(bn)}, not a linear layer")
-    if len(bn.source.users) > 1:
-        return Fold(reason=f"'{layer.name}' before it has other readers, which would see scaled values")
-    shape = bn.source.meta["shape"]
-    if layer.kind == "linear" and len(shape) != 2:
-        return Fold(
-            reason=f"it normalizes axis 1 of {list(shape)}, which is not the axis that '{layer.name}' writes"
-        )
-    # W' = s W ; b' = s b + t
-    bias = bias_of(network, layer)
-    if layer.bias_map is None:
-        shift = bn.shift if bias is None else bn.scale * bias + bn.shift
-        update_layer(network, layer, layer.scale_outputs(weight_of(network, layer), bn.scale), shift)
+def handler(*ops: str) -> Callable[[Handler], Handler]:
+    """Register how operators hand a demand on."""
+
+    def register(function: Handler) -> Handler:
+        for op in ops:
+            _HANDLERS[op] = function
+        return function
+
+    return register
+
+
+def plan_backward(network: Network, start: AffineNode) -> Plan:
+    """Move the map at `start` into the layers before it. Raises Obstacle."""
+    if start.strip is not None:
+        raise Obstacle("it stands behind statistics of its input")
+    edits: list[Edit] = []
+    into: list[str] = []
+    todo: list[tuple[fx.Node, Coefficients, fx.Node]] = [(start.source, compact(start.coefficients), start.node)]
+    while todo:
+        node, coefficients, asker = todo.pop()
+        layer = linear_layer_ending_at(network, node)
+        if any(user is not asker for user in node.users):
+            others = next(name_of(user) for user in node.users if user is not asker)
+            raise Obstacle(f"'{name_of(node)}' before it is also read by '{others}'")
+        if coefficients.is_identity:
+            continue
+        if layer is not None:
+            fits_behind(network, layer.node, coefficients)
+            edits.append(_folding(network, layer, coefficients))
+            into.append(layer.name)
+            continue
+        own = affine_node(network, node)
+        if own is not None and own.strip is None:
+            both = compact(then(own.coefficients, coefficients))
+            if op_name(node) in RUNNING:
+                if both.vector(1) is None:
+                    raise Obstacle(f"it does not run along the channels that '{name_of(node)}' normalizes")
+                edits.append(_merging(network, own, both))
+                into.append(name_of(node))
+            else:  # a constant factor or summand is taken along
+                edits.append(removal(network, own.node, own.source))
+                todo.append((own.source, both, node))
+            continue
+        function = _HANDLERS.get(op_name(node)) if node.op == "call_function" else None
+        if function is None:
+            what = "the network's input" if node.op == "placeholder" else f"'{name_of(node)}' ({op_name(node)})"
+            raise Obstacle(f"it follows {what}")
+        demands, own_edits = function(network, node, coefficients)
+        edits += own_edits
+        todo += [(source, compact(c), node) for source, c in demands]
+
+    if not into:
+        raise Obstacle("nothing writes it")
+    # Edits change nodes in place, so the order does not matter.
+    return Plan((*edits, removal(network, start.node, start.source)), tuple(dict.fromkeys(into)))
+
+
+def _folding(network: Network, layer: LinearLayer, coefficients: Coefficients) -> Edit:
+    return lambda: fold_behind(network, layer.node, coefficients)
+
+
+def _merging(network: Network, own: AffineNode, both: Coefficients) -> Edit:
+    return lambda: replace_by_affine(network, own.node, both)
+
+
+@handler("add")
+def _sum(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
+    """S (a + b) + T = (S a + T) + S b; a constant summand is scaled itself."""
+    if argument(node, "alpha", 1) != 1 or node.args[0] is node.args[1]:
+        raise Obstacle(f"'{name_of(node)}' adds a multiple")
+    shape = node.meta["shape"]
+    plain = Coefficients(c.scale, 0 * c.scale)
+    demands: list[Demand] = []
+    for n in node.args[:2]:
+        if not isinstance(n, fx.Node) or network.constant(n) is not None or n.meta.get("shape") != shape:
+            raise Obstacle(f"'{name_of(node)}' adds tensors of different shapes")
+        demands.append((n, plain if demands else c))
+    return demands, []
+
+
+@handler("cat", "concat")
+def _join(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
+    """S cat(a, b) + T = cat(S_a a + T_a, S_b b + T_b)."""
+    parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
+    axis = int(argument(node, "dim", 0)) % len(node.meta["shape"])
+    if len(set(parts)) != len(parts) or axis == 0:
+        raise Obstacle(f"'{name_of(node)}' joins the same tensor twice, or along the batch")
+    demands: list[Demand] = []
+    start = 0
+    for part in parts:
+        size = int(part.meta["shape"][axis])
+        demands.append((part, c.map(lambda t, s=start, n=size: _slice(t, axis, s, n))))  # type: ignore[misc]
+        start += size
+    return demands, []
+
+
+def _slice(t: Tensor, axis: int, start: int, size: int) -> Tensor:
+    return t if t.shape[axis] == 1 else t.narrow(axis, start, size)
+
+
+@handler("relu", "leaky_relu", "prelu")
+def _rectified(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
+    """S relu(x) = relu(S x) for S > 0."""
+    if bool(c.shift.any()) or not bool((c.scale > 0).all()):
+        raise Obstacle(f"a shift or a sign does not pass '{name_of(node)}' ({op_name(node)}) backward")
+    return [(node.args[0], c)], []  # type: ignore[list-item]
+
+
+@handler("max_pool1d", "max_pool2d", "max_pool3d")
+def _max(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
+    """S max(x) + T = max(S x + T) for S > 0, both the same for all that is compared."""
+    if not bool((c.scale > 0).all()) or any(t.shape[a] != 1 for t in (c.scale, c.shift) for a in range(2, t.ndim)):
+        raise Obstacle(f"a sign, or a map that varies in space, does not pass '{name_of(node)}' backward")
+    return [(node.args[0], c)], []  # type: ignore[list-item]
+
+
+@handler("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+def _average(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
+    """S avg(x) + T = avg(S x + T), both the same for all that is averaged; counted padding would dilute T."""
+    if any(t.shape[a] != 1 for t in (c.scale, c.shift) for a in range(2, t.ndim)):
+        raise Obstacle(f"a map that varies in space does not pass '{name_of(node)}' backward")
+    counted = argument(node, "count_include_pad", False) and any(argument(node, "padding", [0]) or [0])
+    if bool(c.shift.any()) and (counted or argument(node, "divisor_override", None)):
+        raise Obstacle(f"'{name_of(node)}' averages over its padding too")
+    return [(node.args[0], c)], []  # type: ignore[list-item]
+
+
+@handler("reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
+def _reshape(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
+    """The same values in another shape."""
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    before, after = source.meta["shape"], node.meta["shape"]
+    if any(s is None for s in (*before[1:], *after[1:])):
+        raise Obstacle(f"'{name_of(node)}' ({op_name(node)}) moves samples")
+    full = c.full(after)
+    size = [1, *[int(s) for s in before[1:]]]
+    return [(source, full.map(lambda t: t.reshape(size)))], []
+
+
+@handler("permute", "transpose")
+def _permute(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
+    """The same values with the axes in another order."""
+    rank = len(node.meta["shape"])
+    order = list(range(rank))
+    if op_name(node) == "permute":
+        order = [int(a) % rank for a in node.args[1]]  # type: ignore[union-attr]
     else:
-        old = network.constants[str(layer.bias_map.target)].double()
-        shaped = [broadcast_channels(v, shape) for v in (bn.scale, bn.shift)]
-        update_layer(network, layer, layer.scale_outputs(weight_of(network, layer), bn.scale), None)
-        set_bias_map(network, layer, shaped[0] * old + shaped[1])
-    bn.node.replace_all_uses_with(layer.output)
-    network.graph.erase_node(bn.node)
-    return Fold(into=(layer.name,))
+        i, j = (int(a) % rank for a in node.args[1:3])  # type: ignore[arg-type]
+        order[i], order[j] = j, i
+    if order[0] != 0:
+        raise Obstacle(f"'{name_of(node)}' ({op_name(node)}) moves the batch axis")
+    inverse = [order.index(i) for i in range(rank)]
+    return [(node.args[0], c.map(lambda t: t.permute(inverse)))], []  # type: ignore[list-item]
 
 
-def _what(bn: Affine) -> str:
-    source = bn.source
-    if source.op == "placeholder":
-        return "the input"
-    return f"{source.meta.get('layer') or source.name} ({getattr(source.target, '__name__', source.target)})"

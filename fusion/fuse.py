@@ -10,6 +10,7 @@ from fusion.linear import affine
 from fusion.network import Network, annotate, op_name
 from fusion.normalize import argument
 from fusion.passes import PASSES
+from fusion.passes.affine import fold_into_next_affine
 from fusion.report import Report, Row
 
 # Operators that normalize, and why those that are no affine map at inference stay.
@@ -46,11 +47,12 @@ def fuse(network: Network) -> Fused:
     # The copy keeps the order of nodes and their names.
     names = {node.name: _layer_name(node) for node in found}
     outcome: dict[str, Row] = {}
+    merged: dict[str, str] = {}
     folded = True
     while folded:
         folded = False
         for node in [n for n in work.graph.nodes if n.name in names and n.name not in outcome]:
-            row = _fold_one(work, node)
+            row = _fold_one(work, node, merged)
             if row is not None:
                 outcome[node.name] = row
                 folded = True
@@ -60,30 +62,32 @@ def fuse(network: Network) -> Fused:
     result = Network(work.graph, work.constants)
     result.graph.lint()
     annotate(result)
-    return Fused(result, Report(_final_places([outcome[name] for name in names])))
+    return Fused(result, Report(_final_places(outcome, merged, names)))
 
 
-def _final_places(rows: list[Row]) -> tuple[Row, ...]:
-    """A normalization that was merged into the next one went where that one went."""
-    places = {row.layer: row.into for row in rows}
+def _final_places(rows: dict[str, Row], merged: dict[str, str], names: dict[str, str]) -> tuple[Row, ...]:
+    """A normalization that was merged into the next one went where that one went. Keys are nodes: a layer that is
+    used twice has two rows."""
 
-    def resolve(layer: str, seen: frozenset[str]) -> tuple[str, ...]:
-        into = places.get(layer, ())
-        if layer in seen or not into:
-            return (layer,)
-        return tuple(dict.fromkeys(place for name in into for place in resolve(name, seen | {layer})))
+    def place(node: str) -> tuple[str, ...]:
+        while node in merged:
+            node = merged[node]
+        return rows[node].into or (names[node],)
 
-    return tuple(replace(row, into=resolve(row.layer, frozenset()) if row.into else ()) for row in rows)
+    return tuple(replace(rows[n], into=place(n)) if rows[n].into else rows[n] for n in names)
 
 
-def _fold_one(network: Network, node: fx.Node) -> Row | None:
+def _fold_one(network: Network, node: fx.Node, merged: dict[str, str]) -> Row | None:
     bn = affine(network, node)
     if bn is None:
         return None
     for attempt in PASSES:
         layer, op = _layer_name(node), op_name(node)
+        readers = [user.name for user in node.users]
         fold = attempt(network, bn)
         if fold.into:
+            if attempt is fold_into_next_affine:
+                merged[node.name] = readers[0]
             return Row(layer, op, "folded", fold.into, "")
     return None
 

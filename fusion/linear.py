@@ -89,7 +89,8 @@ def linear_layer(network: Network, node: Any) -> LinearLayer | None:
     weight, bias = argument(node, "weight"), argument(node, "bias")
     if network.constant(weight) is None or (bias is not None and network.constant(bias) is None):
         return None
-    output, bias_map = _behind_bias_map(network, node)
+    # A layer with a bias vector of its own keeps an addition behind it apart: one bias, or one map, never both.
+    output, bias_map = (node, None) if bias is not None else _behind_bias_map(network, node)
     return LinearLayer(node, output, kind, rank, weight, bias, bias_map, int(argument(node, "groups", 1)))
 
 

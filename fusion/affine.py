@@ -30,6 +30,11 @@ class Coefficients:
     def map(self, function: Callable[[Tensor], Tensor]) -> Coefficients:
         return Coefficients(function(self.scale), function(self.shift))
 
+    def broadcast(self) -> tuple[Tensor, Tensor]:
+        """S and T in one shape."""
+        scale, shift = torch.broadcast_tensors(self.scale, self.shift)  # type: ignore[no-untyped-call]
+        return scale, shift
+
     def full(self, shape: Shape) -> Coefficients:
         """The same, expanded to the tensor's shape (batch 1)."""
         size = [1, *[int(s or 1) for s in shape[1:]]]
@@ -122,7 +127,9 @@ RUNNING: dict[str, Callable[[fx.Node], bool]] = {
 def _running_statistics(network: Network, node: fx.Node) -> AffineNode | None:
     """gamma (x - mu) / sqrt(var + eps) + beta = s x + t with s = gamma / sqrt(var + eps), t = beta - s mu."""
     rank = len(node.meta["shape"])
-    values = _constants(network, [argument(node, n) for n in ("weight", "bias", "running_mean", "running_var")])
+    values = _constants(
+        network, [argument(node, n) for n in ("weight", "bias", "running_mean", "running_var")]
+    )
     if values is None:
         return None
     gamma, beta, mean, var = values
@@ -130,7 +137,9 @@ def _running_statistics(network: Network, node: fx.Node) -> AffineNode | None:
         return _strip_after(network, node, 1, gamma, beta) if op_name(node) == "instance_norm" else None
     if mean is None or var is None:
         return None
-    scale = (torch.ones_like(mean) if gamma is None else gamma) / torch.sqrt(var + float(argument(node, "eps")))
+    scale = (torch.ones_like(mean) if gamma is None else gamma) / torch.sqrt(
+        var + float(argument(node, "eps"))
+    )
     shift = (torch.zeros_like(mean) if beta is None else beta) - scale * mean
     return AffineNode(node, node.args[0], Coefficients(along(scale, 1, rank), along(shift, 1, rank)))  # type: ignore[arg-type]
 
@@ -176,7 +185,9 @@ def _strip_after(
 def _operands(network: Network, node: fx.Node) -> tuple[fx.Node, Tensor] | None:
     """(signal, constant in the signal's rank) of a binary operator whose result has the signal's shape."""
     for x, c in (node.args[:2], node.args[1::-1]):
-        value = torch.tensor(float(c), dtype=torch.float64) if isinstance(c, int | float) else network.constant(c)
+        value = (
+            torch.tensor(float(c), dtype=torch.float64) if isinstance(c, int | float) else network.constant(c)
+        )
         if not isinstance(x, fx.Node) or value is None or network.constant(x) is not None:
             continue
         shape = node.meta["shape"]
@@ -198,15 +209,24 @@ def _times(network: Network, node: fx.Node) -> AffineNode | None:
     found = _operands(network, node)
     if found is None:
         return None
-    return AffineNode(node, found[0], Coefficients(found[1], torch.zeros([1] * found[1].ndim, dtype=torch.float64)))
+    return AffineNode(
+        node, found[0], Coefficients(found[1], torch.zeros([1] * found[1].ndim, dtype=torch.float64))
+    )
 
 
 @reader("div")
 def _divided(network: Network, node: fx.Node) -> AffineNode | None:
     found = _operands(network, node)
-    if found is None or found[0] is not node.args[0] or argument(node, "rounding_mode") or bool((found[1] == 0).any()):
+    if (
+        found is None
+        or found[0] is not node.args[0]
+        or argument(node, "rounding_mode")
+        or bool((found[1] == 0).any())
+    ):
         return None
-    return AffineNode(node, found[0], Coefficients(1 / found[1], torch.zeros([1] * found[1].ndim, dtype=torch.float64)))
+    return AffineNode(
+        node, found[0], Coefficients(1 / found[1], torch.zeros([1] * found[1].ndim, dtype=torch.float64))
+    )
 
 
 @reader("add", "sub", "rsub")

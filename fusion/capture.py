@@ -28,10 +28,17 @@ _MAY_ALIAS = {
     "dropout",
     "alpha_dropout",
     "feature_dropout",
+    "feature_alpha_dropout",
     "unflatten",
+    "einsum",
+    "type_as",
+    "unsafe_chunk",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
 }
 
 
+@torch.inference_mode(False)  # tensors made under it cannot take part in a backward pass later
 def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
     """Capture a module as a Network with a free batch dimension; the module is left as it is.
 
@@ -58,6 +65,7 @@ def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
     return from_exported(program)
 
 
+@torch.inference_mode(False)
 def from_exported(program: ExportedProgram) -> Network:
     """The Network of a torch.export program with tensors as positional inputs, batch first."""
     graph, constants = _lift(program)
@@ -165,7 +173,8 @@ def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
             if not node.users:
                 continue
             name = names[node.name]
-            constants[name] = tensors[name].detach()
+            # A copy: who trains or changes the module afterwards must not change the network.
+            constants[name] = tensors[name].detach().clone()
             new = graph.create_node("get_attr", name)
         elif node.op == "output":
             results = [mapped[n] for n in node.args[0] if isinstance(n, fx.Node)]
@@ -185,8 +194,26 @@ def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
                 )
             fixed = [size if isinstance(size, int) else None for size in val.shape]
             new.meta |= {"shape": (None, *fixed[1:]), "dtype": val.dtype}
+        elif node.op == "call_function":
+            _pin(new, node)
         mapped[node] = new
     return graph, constants
+
+
+def _pin(new: fx.Node, traced: fx.Node) -> None:
+    """Spell out what a call left to its surroundings: the default dtype, and which axes have size one."""
+    val = traced.meta.get("val")
+    if not isinstance(new.target, torch._ops.OpOverload) or not isinstance(val, Tensor):
+        return
+    names = {argument.name for argument in new.target._schema.arguments}
+    tensors = [n for n in traced.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    if "dtype" in names and not tensors and new.kwargs.get("dtype") is None:
+        new.kwargs = {**new.kwargs, "dtype": val.dtype}
+    if new.target is aten.squeeze.default:
+        # A batch of one must stay an axis.
+        sizes = tensors[0].meta["val"].shape
+        new.target = aten.squeeze.dims
+        new.args = (new.args[0], [i for i, size in enumerate(sizes) if isinstance(size, int) and size == 1])
 
 
 def _layer(node: fx.Node) -> str:

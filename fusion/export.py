@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
-from fusion.network import Network
+from fusion.network import Network, graph_module
 from fusion.tracing import TRACING
 
 
@@ -23,7 +23,7 @@ def to_exported(network: Network) -> ExportedProgram:
         for spec in network.inputs
     )
     shapes = tuple({0: Dim.DYNAMIC} for _ in example)
-    module = torch.fx.GraphModule(dict(network.constants), network.copy().graph, class_name="Network")
+    module = graph_module(network.constants, network.copy().graph, "Network")
     with TRACING, torch.no_grad():
         return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from torch import fx
 
@@ -11,6 +12,7 @@ from fusion.linear import linear_layer_ending_at
 from fusion.network import Network, annotate, op_name
 from fusion.normalize import argument
 from fusion.passes import DIRECTIONS, Obstacle
+from fusion.passes.plan import name_of
 from fusion.report import Outcome, Report, Row
 
 # Operators that normalize, and why those that are no affine map at inference stay.
@@ -45,8 +47,8 @@ def fuse(network: Network) -> Fused:
     work = network.copy()
     # The copy keeps the order of nodes and their names.
     norms = {node.name: node for node in work.graph.nodes if _is_normalization(node)}
-    kinds = {name: (_layer_name(node), op_name(node)) for name, node in norms.items()}
-    taken: dict[str, tuple[str, ...]] = {}
+    kinds = {name: (name_of(node), op_name(node)) for name, node in norms.items()}
+    taken: dict[str, tuple[str | fx.Node, ...]] = {}
     reasons: dict[str, str] = {}
     progress = True
     while progress:
@@ -67,11 +69,11 @@ def fuse(network: Network) -> Fused:
     result.graph.lint()
     annotate(result)
     left = {node.name for node in result.graph.nodes}
-    rows = [
-        Row(*kinds[name], _outcome(name, taken, left), taken.get(name, ()), reasons.get(name) or _why(node))
-        for name, node in norms.items()
-    ]
-    return Fused(result, Report(_final_places(rows)))
+    rows = []
+    for name, node in norms.items():
+        into = _places(taken.get(name, ()), taken)
+        rows.append(Row(*kinds[name], _outcome(name, taken, left), into, reasons.get(name) or _why(node)))
+    return Fused(result, Report(tuple(rows)))
 
 
 def _candidate(network: Network, node: fx.Node) -> AffineNode | None:
@@ -80,9 +82,8 @@ def _candidate(network: Network, node: fx.Node) -> AffineNode | None:
     found = affine_node(network, node) if node.users else None
     if found is None or linear_layer_ending_at(network, node) is not None:
         return None
-    if not _is_normalization(node):
-        if _is_preprocessing(network, node) or not _is_uniform(found):
-            return None
+    if not _is_normalization(node) and (_is_preprocessing(network, node) or not _is_uniform(found)):
+        return None
     return found
 
 
@@ -102,13 +103,11 @@ def _is_preprocessing(network: Network, node: fx.Node) -> bool:
 
 def _is_uniform(found: AffineNode) -> bool:
     """Whether a constant is one number, or one per channel: position embeddings are signals of their own."""
-    for t in (found.coefficients.scale, found.coefficients.shift):
-        if sum(size != 1 for size in t.shape) > 1:
-            return False
-    return True
+    both = (found.coefficients.scale, found.coefficients.shift)
+    return all(sum(size != 1 for size in t.shape) <= 1 for t in both)
 
 
-def _fold(network: Network, found: AffineNode) -> tuple[tuple[str, ...], str]:
+def _fold(network: Network, found: AffineNode) -> tuple[tuple[str | fx.Node, ...], str]:
     """The layers that took the map, or () and why none could."""
     reasons = []
     for direction in DIRECTIONS:
@@ -122,7 +121,7 @@ def _fold(network: Network, found: AffineNode) -> tuple[tuple[str, ...], str]:
     return (), "; ".join(dict.fromkeys(reasons))
 
 
-def _outcome(name: str, taken: dict[str, tuple[str, ...]], left: set[str]) -> Outcome:
+def _outcome(name: str, taken: Collection[str], left: set[str]) -> Outcome:
     if name not in taken:
         return "kept"
     return "partly" if name in left else "folded"
@@ -134,22 +133,17 @@ def _why(node: fx.Node) -> str:
     return NORMALIZATIONS[op_name(node)]
 
 
-def _final_places(rows: list[Row]) -> tuple[Row, ...]:
-    """A normalization that was merged into the next one went where that one went."""
-    places = {row.layer: row.into for row in rows}
-
-    def resolve(layer: str, seen: frozenset[str]) -> tuple[str, ...]:
-        into = places.get(layer, ())
-        if layer in seen or not into:
-            return (layer,)
-        return tuple(dict.fromkeys(place for name in into for place in resolve(name, seen | {layer})))
-
-    return tuple(replace(row, into=resolve(row.layer, frozenset()) if row.into else ()) for row in rows)
+def _places(names: tuple[str | fx.Node, ...], taken: dict[str, tuple[str | fx.Node, ...]]) -> tuple[str, ...]:
+    """The layers behind what took a map: a normalization that took it may itself have gone elsewhere. Keys are nodes: a
+    layer that is used twice has two rows."""
+    found: list[str] = []
+    for name in names:
+        if isinstance(name, str):
+            found.append(name)
+        else:
+            found += _places(taken[name.name], taken) if name.name in taken else [name_of(name)]
+    return tuple(dict.fromkeys(found))
 
 
 def _is_normalization(node: fx.Node) -> bool:
     return node.op == "call_function" and op_name(node) in NORMALIZATIONS
-
-
-def _layer_name(node: fx.Node) -> str:
-    return str(node.meta.get("layer") or node.name)

@@ -1,8 +1,8 @@
-"""Linear layers and channel-wise affine maps as passes and rules see them: which weights, which axes, which bias."""
+"""Linear layers as passes and rules see them: which weights, which axes, which bias."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,8 @@ def linear_layer(network: Network, node: Any) -> LinearLayer | None:
     weight, bias = argument(node, "weight"), argument(node, "bias")
     if network.constant(weight) is None or (bias is not None and network.constant(bias) is None):
         return None
-    output, bias_map = _behind_bias_map(network, node)
+    # A layer with a bias vector of its own keeps an addition behind it apart: one bias, or one map, never both.
+    output, bias_map = (node, None) if bias is not None else _behind_bias_map(network, node)
     return LinearLayer(node, output, kind, rank, weight, bias, bias_map, int(argument(node, "groups", 1)))
 
 
@@ -111,43 +112,3 @@ def _behind_bias_map(network: Network, node: fx.Node) -> tuple[fx.Node, fx.Node 
             if constant is not None and shape is not None and tuple(constant.shape) == (1, *shape[1:]):
                 return add, add.args[1]  # type: ignore[return-value]
     return node, None
-
-
-@dataclass(frozen=True)
-class Affine:
-    """BN(x) = s x + t per channel of axis 1; `scale` and `shift` in float64."""
-
-    node: fx.Node
-    source: fx.Node
-    scale: Tensor
-    shift: Tensor
-
-
-def affine(network: Network, node: Any) -> Affine | None:
-    """The channel-wise affine map that this node is: a batch norm, or an instance norm with running statistics."""
-    if not isinstance(node, fx.Node) or node.op != "call_function" or op_name(node) not in _STATISTICS:
-        return None
-    uses_batch, eps = _STATISTICS[op_name(node)](node)
-    tensors = [argument(node, name) for name in ("weight", "bias", "running_mean", "running_var")]
-    values = [network.constant(t) for t in tensors]
-    if uses_batch or values[2] is None or values[3] is None:
-        return None
-    if any(t is not None and v is None for t, v in zip(tensors, values, strict=True)):
-        return None
-    gamma, beta, mean, var = (None if v is None else v.double() for v in values)
-    assert mean is not None
-    assert var is not None
-    scale = (torch.ones_like(mean) if gamma is None else gamma) / torch.sqrt(var + eps)
-    shift = (torch.zeros_like(mean) if beta is None else beta) - scale * mean
-    return Affine(node, node.args[0], scale, shift)  # type: ignore[arg-type]
-
-
-_STATISTICS: dict[str, Callable[[fx.Node], tuple[bool, float]]] = {
-    "batch_norm": lambda n: (bool(argument(n, "training")), float(argument(n, "eps"))),
-    "instance_norm": lambda n: (bool(argument(n, "use_input_stats")), float(argument(n, "eps"))),
-}
-
-
-def broadcast_channels(values: Tensor, shape: Sequence[int | None]) -> Tensor:
-    """Per-channel values as a tensor of batch 1 in the shape of an activation [N, C, ...]."""
-    return values.reshape(1, -1, *[1] * (len(shape) - 2)).expand(1, -1, *[int(s or 1) for s in shape[2:]])

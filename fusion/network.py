@@ -97,7 +97,7 @@ class Network:
     @cached_property
     def module(self) -> fx.GraphModule:
         """The graph as an `nn.Module` whose constants are buffers; it shares the weights."""
-        return fx.GraphModule(dict(self.constants), self.graph, class_name="Network")
+        return graph_module(self.constants, self.graph, "Network")
 
     @property
     def parameters(self) -> int:
@@ -169,6 +169,28 @@ class Network:
             node = self.graph.create_node("get_attr", unique)
         node.meta = {"layer": before.meta.get("layer", ""), "shape": tuple(value.shape), "dtype": value.dtype}
         return node
+
+
+def graph_module(constants: Mapping[str, Tensor], graph: fx.Graph, class_name: str) -> fx.GraphModule:
+    """The graph as a module. Constants keep their names as attributes, but where an attribute of GraphModule ("graph",
+    "code", "meta") or the path of another constant ("a" and "a.b") is in the way."""
+    reserved = set(dir(fx.GraphModule({}, fx.Graph())))
+    parents = {name[:i] for name in constants for i, letter in enumerate(name) if letter == "."}
+    names: dict[str, str] = {}
+    for name in constants:
+        free = name not in parents and name.partition(".")[0] not in reserved
+        new = name if free else "constant_" + name.replace(".", "_")
+        while not free and (new in constants or new in names.values() or new in parents):
+            new += "_"
+        names[name] = new
+    if any(name != new for name, new in names.items()):
+        copied = fx.Graph()
+        copied.output(copied.graph_copy(graph, val_map={}))
+        graph = copied
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                node.target = names[str(node.target)]
+    return fx.GraphModule({names[name]: t for name, t in constants.items()}, graph, class_name=class_name)
 
 
 def op_name(node: fx.Node) -> str:
@@ -248,6 +270,19 @@ def check_finite(constants: Mapping[str, Tensor]) -> None:
         raise NonFiniteWeights(bad)
 
 
+# They read a tensor for its shape, type and device only.
+_SHAPE_ONLY = {
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+}
+
+
 def value_dependent(network: Network) -> set[fx.Node]:
     """The nodes whose values depend on the values of the inputs (not merely on their sizes)."""
     found: set[fx.Node] = set()
@@ -255,6 +290,7 @@ def value_dependent(network: Network) -> set[fx.Node]:
         if node.op == "placeholder" or (
             node.op == "call_function"
             and not is_size_arithmetic(node)
+            and op_name(node) not in _SHAPE_ONLY
             and any(source in found for source in node.all_input_nodes)
         ):
             found.add(node)

@@ -37,8 +37,8 @@ def normalize(network: Network) -> None:
             with network.graph.inserting_before(node):
                 replacement = function(network, node)
             if replacement is not None and replacement is not node:
-                if not replacement.meta.get("layer"):
-                    replacement.meta = {**node.meta}
+                if not replacement.meta.get("layer") and replacement.op == "call_function":
+                    replacement.meta = {**replacement.meta, "layer": node.meta.get("layer", "")}
                 node.replace_all_uses_with(replacement)
                 break
     for node in reversed(list(network.graph.nodes)):
@@ -159,6 +159,7 @@ def _bias_of_linear(network: Network, node: fx.Node) -> fx.Node | None:
             and (len(layer.args) < 3 or layer.args[2] is None)
             and vector is not None
             and vector.numel() == _rows(network, layer)
+            and vector.ndim <= 2  # more axes than the layer's output would change its shape
             and vector.shape[-1:] == (vector.numel(),)
         ):
             flat = bias if vector.ndim == 1 else _emit(network, node, aten.view.default, bias, [-1])
@@ -207,6 +208,8 @@ _PADS = {
 def _pad(network: Network, node: fx.Node) -> fx.Node | None:
     pads, mode = argument(node, "pad"), argument(node, "mode", "constant")
     if mode == "constant":
-        return _emit(network, node, aten.constant_pad_nd.default, node.args[0], pads, argument(node, "value") or 0)
+        return _emit(
+            network, node, aten.constant_pad_nd.default, node.args[0], pads, argument(node, "value") or 0
+        )
     target = _PADS.get((mode, len(pads)))
     return None if target is None else _emit(network, node, target, node.args[0], pads)

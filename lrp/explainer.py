@@ -68,6 +68,7 @@ class Explainer:
     (needs the ledger). The user's network is never changed. Calls from several threads are independent.
     """
 
+    @torch.inference_mode(False)  # tensors made under it cannot take part in a backward pass
     def __init__(
         self,
         source: Source,
@@ -135,15 +136,19 @@ class Explainer:
     def predict(self, image: Any) -> Tensor:
         """Class scores [N, K], before a final softmax."""
         x = self.prepare(image)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self._surrogate.program(x, torch.ones_like(x), None)  # type: ignore[no-any-return]
 
     def explain(self, image: Any, target: Target = None) -> Explanation:
         """The relevance of every input value for the target (see `lrp.targets.seeds_for` for its forms)."""
         started = time.perf_counter()
         x = self.prepare(image)
-        recording = Recording() if self.with_ledger else None
-        with torch.inference_mode(False), torch.enable_grad():
+        recording = Recording(len(x)) if self.with_ledger else None
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(self.device.type, enabled=False),
+        ):
             x = x.clone() if x.is_inference() else x
             gate = torch.ones_like(x, requires_grad=True)
             scores = self._surrogate.program(x, gate, recording)

@@ -7,21 +7,28 @@ node y by another expression with the same value and the derivative sum_j factor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+# Where the samples are in a tensor: the axis that follows the batch, and how many values of that axis are slower
+# than the sample: (0, 1) for [N, ...], (1, 1) for [L, N, ...], (0, L) for [L * N, ...].
+Place: TypeAlias = tuple[int, int]
 
 
 class Recorder(Protocol):
     """Takes what a node received and what it passed on, summed per sample."""
 
+    count: int  # samples
+
     def record(self, key: str, received: Tensor, passed: Tensor) -> None: ...
 
 
-def per_sample(t: Tensor) -> Tensor:
-    """Sum of everything but the batch, in float64: [N, ...] -> [N]."""
-    return t.reshape(t.shape[0], -1).sum(1, dtype=torch.float64)
+def per_sample(t: Tensor, place: Place, count: int) -> Tensor:
+    """Sum of everything but the batch, in float64: -> [count]."""
+    axis, outer = place
+    return t.movedim(axis, 0).reshape(outer, count, -1).sum((0, 2), dtype=torch.float64)
 
 
 class _Graft(torch.autograd.Function):
@@ -31,12 +38,13 @@ class _Graft(torch.autograd.Function):
         recorder: Recorder | None,
         key: str,
         degree: int,
+        place: Place,
         value: Tensor,
         count: int,
         *tensors: Tensor | None,
     ) -> Tensor:
         carriers, factors, offsets = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
-        ctx.recorder, ctx.key, ctx.degree, ctx.count = recorder, key, degree, count
+        ctx.recorder, ctx.key, ctx.degree, ctx.place, ctx.count = recorder, key, degree, place, count
         if recorder is None:
             ctx.save_for_backward(*factors)
         else:
@@ -52,12 +60,14 @@ class _Graft(torch.autograd.Function):
         if ctx.recorder is not None:
             value, rest = saved[ctx.count], saved[ctx.count + 1 :]
             carriers, offsets = rest[: ctx.count], rest[ctx.count :]
-            total = torch.zeros(value.shape[0], dtype=torch.float64, device=value.device)
+            place, samples = ctx.place, ctx.recorder.count
+            total = torch.zeros(samples, dtype=torch.float64, device=value.device)
             for carrier, offset, g in zip(carriers, offsets, passed, strict=True):
                 # A carrier that is homogeneous of degree d (up to its constant offset) hands on d times its value.
-                total = total + ctx.degree * per_sample((carrier if offset is None else carrier - offset) * g)
-            ctx.recorder.record(ctx.key, per_sample(value * grad), total)
-        return (None, None, None, None, None, *passed, *[None] * (2 * ctx.count))
+                own = carrier if offset is None else carrier - offset
+                total = total + ctx.degree * per_sample(own * g, place, samples)
+            ctx.recorder.record(ctx.key, per_sample(value * grad, place, samples), total)
+        return (None, None, None, None, None, None, *passed, *[None] * (2 * ctx.count))
 
 
 def graft(
@@ -68,32 +78,41 @@ def graft(
     factors: Sequence[Tensor | None],
     offsets: Sequence[Tensor | None],
     degree: int = 1,
+    place: Place = (0, 1),
 ) -> Tensor:
     """`value`, with gradient sum_j factors[j] * d carriers[j]; a factor of None counts as one.
 
     offsets: the part of each carrier that depends on no input (a bias), None for none: the recorder is told that
     this part of the relevance stays here. degree: the degree of homogeneity of the carriers, 2 for products.
     """
-    return _Graft.apply(recorder, key, degree, value.detach(), len(carriers), *carriers, *factors, *offsets)  # type: ignore[no-any-return]
+    tensors = (*carriers, *factors, *offsets)
+    return _Graft.apply(recorder, key, degree, place, value.detach(), len(carriers), *tensors)  # type: ignore[no-any-return]
 
 
 class _Sink(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recorder: Recorder, key: str, constant: Tensor, anchor: Tensor) -> Tensor:
-        ctx.recorder, ctx.key = recorder, key
+    def forward(
+        ctx: Any, recorder: Recorder, key: str, place: Place, constant: Tensor, anchor: Tensor
+    ) -> Tensor:
+        ctx.recorder, ctx.key, ctx.place = recorder, key, place
         ctx.save_for_backward(constant)
         return constant.view_as(constant)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (constant,) = ctx.saved_tensors
-        amount = per_sample(constant * grads[0])
+        amount = per_sample(constant * grads[0], ctx.place, ctx.recorder.count)
         ctx.recorder.record(ctx.key, amount, torch.zeros_like(amount))
-        return None, None, None, None
+        return None, None, None, None, None
 
 
 def sink(
-    recorder: Recorder | None, key: str, constant: Tensor, anchor: Tensor, like: Tensor | None = None
+    recorder: Recorder | None,
+    key: str,
+    constant: Tensor,
+    anchor: Tensor,
+    like: Tensor | None = None,
+    place: Place = (0, 1),
 ) -> Tensor:
     """A constant that keeps the relevance it receives and tells the recorder.
 
@@ -105,33 +124,33 @@ def sink(
     if like is not None:
         shape = torch.broadcast_shapes(constant.shape, like.shape)  # type: ignore[no-untyped-call]
         constant = constant.expand(shape)
-    return _Sink.apply(recorder, key, constant, anchor)  # type: ignore[no-any-return]
+    return _Sink.apply(recorder, key, place, constant, anchor)  # type: ignore[no-any-return]
 
 
 class _Tap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recorder: Recorder, key: str, sign: int, t: Tensor) -> Tensor:
-        ctx.recorder, ctx.key, ctx.sign = recorder, key, sign
+    def forward(ctx: Any, recorder: Recorder, key: str, sign: int, place: Place, t: Tensor) -> Tensor:
+        ctx.recorder, ctx.key, ctx.sign, ctx.place = recorder, key, sign, place
         ctx.save_for_backward(t)
         return t.view_as(t)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (t,) = ctx.saved_tensors
-        amount = per_sample(t * grads[0])
+        amount = per_sample(t * grads[0], ctx.place, ctx.recorder.count)
         zero = torch.zeros_like(amount)
         ctx.recorder.record(ctx.key, *((amount, zero) if ctx.sign > 0 else (zero, amount)))
-        return None, None, None, grads[0]
+        return None, None, None, None, grads[0]
 
 
-def received(recorder: Recorder | None, key: str, t: Tensor) -> Tensor:
+def received(recorder: Recorder | None, key: str, t: Tensor, place: Place = (0, 1)) -> Tensor:
     """t itself; the recorder learns its relevance as what node `key` received."""
-    return t if recorder is None else _Tap.apply(recorder, key, 1, t)
+    return t if recorder is None else _Tap.apply(recorder, key, 1, place, t)
 
 
-def passed(recorder: Recorder | None, key: str, t: Tensor) -> Tensor:
+def passed(recorder: Recorder | None, key: str, t: Tensor, place: Place = (0, 1)) -> Tensor:
     """t itself; the recorder learns the relevance that node `key` passed to it."""
-    return t if recorder is None else _Tap.apply(recorder, key, -1, t)
+    return t if recorder is None else _Tap.apply(recorder, key, -1, place, t)
 
 
 def stabilize(t: Tensor, epsilon: float) -> Tensor:

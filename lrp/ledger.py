@@ -113,7 +113,8 @@ def _plain(t: Tensor) -> Any:
 class Recording:
     """Collects the amounts of one explanation while its gradients are computed; belongs to one call."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        self.count = count
         self._targets: list[dict[str, tuple[Tensor, Tensor]]] = []
 
     def next_target(self) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fusion.affine import RUNNING, affine_node
 from fusion.errors import UnsupportedOperator
-from fusion.linear import affine
 from fusion.network import is_size_arithmetic, op_name
 from fusion.normalize import argument
 from lrp.graft import passed, ratio, received
@@ -47,16 +47,22 @@ def _sum_or_choice(builder: Builder, node: fx.Node) -> fx.Node:
 
     def value(n: fx.Node) -> fx.Node:
         constant = not builder.depends(n) and not is_size_arithmetic(n)
-        return builder.sink(node, builder.values[n], like) if constant else builder.values[n]
+        return (
+            builder.sink(node, builder.values[n], like, builder.place(n) if joined else None)
+            if constant
+            else builder.values[n]
+        )
 
     total = builder.copied(node, value)
     numbers = [a for a in node.args if isinstance(a, int | float) and not isinstance(a, bool)]
     if op_name(node) in ("add", "sub", "rsub") and numbers and any(numbers):
         # A plain number is a bias too: x + 3 keeps 3 g.
         (source,) = (n for n in node.all_input_nodes if builder.depends(n))
-        sign = -1 if op_name(node) == "rsub" else 1
+        sign = -argument(node, "alpha", 1) if op_name(node) == "rsub" else 1
         carrier = (
-            builder.values[source] if sign > 0 else builder.emit(aten.neg.default, builder.values[source])
+            builder.values[source]
+            if sign == 1
+            else builder.emit(aten.mul.Tensor, builder.values[source], sign)
         )
         return builder.graft(node, total, [carrier], [None])
     return _norm(builder, node, total) if op_name(node) == "add" else total
@@ -75,7 +81,16 @@ def _pad(builder: Builder, node: fx.Node) -> fx.Node:
 
 @operator_rule("where")
 def _where(builder: Builder, node: fx.Node) -> fx.Node:
-    return builder.copied(node)
+    condition, *choices = node.args
+    like = next(builder.values[n] for n in choices if isinstance(n, fx.Node) and builder.depends(n))
+    return builder.copied(
+        node,
+        lambda n: (
+            builder.values[n]
+            if builder.depends(n) or n is condition
+            else builder.sink(node, builder.values[n], like)
+        ),
+    )
 
 
 def _norm(builder: Builder, node: fx.Node, value: fx.Node) -> fx.Node:
@@ -159,30 +174,31 @@ def _quotient(builder: Builder, node: fx.Node) -> fx.Node:
     """What is divided keeps its relevance; a divisor that depends on the input is a statistic, held constant."""
     if not builder.depends(node.args[0]):
         raise _unsupported(node)
-    divisor = node.args[1]
-    return builder.copied(
-        node,
-        lambda n: (
-            builder.detached(builder.values[n]) if n is divisor and builder.depends(n) else builder.values[n]
-        ),
-    )
+    dividend, divisor = node.args[:2]  # by place: they may be the same tensor
+    below: Any = fx.node.map_arg(divisor, lambda n: builder.values[n])
+    if builder.depends(divisor):
+        below = builder.detached(below)
+    above = builder.values[dividend]  # type: ignore[index]
+    return builder.emit(node.target, above, below, *node.args[2:], **node.kwargs)  # type: ignore[arg-type]
 
 
 @operator_rule("softmax", "_softmax", "log_softmax", "_log_softmax")
 def _softmax(builder: Builder, node: fx.Node) -> fx.Node:
     """R_i = x_i (R_i - s_i sum_j R_j), the gradient (Achtibat et al. 2024, prop. 3.1); it does not conserve."""
-    x = builder.emit(passed, builder.recorder, builder.key(node), builder.values[node.args[0]])  # type: ignore[index]
-    value = builder.copied(node, lambda n: x if n is node.args[0] else builder.values[n])
-    return builder.emit(received, builder.recorder, builder.key(node), value)
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    place = builder.place(node)
+    x = builder.emit(passed, builder.recorder, builder.key(node), builder.values[source], place)
+    value = builder.copied(node, lambda n: x if n is source else builder.values[n])
+    return builder.emit(received, builder.recorder, builder.key(node), value, place)
 
 
 @operator_rule("scaled_dot_product_attention")
 def _attention(builder: Builder, node: fx.Node) -> fx.Node:
     """Attention weights held constant, relevance through the values alone (CP-LRP, Ali et al. 2022)."""
-    frozen = node.args[:2]
-    return builder.copied(
-        node, lambda n: builder.detached(builder.values[n]) if n in frozen else builder.values[n]
-    )
+    query, key, *rest = node.args  # by place: the value may be the same tensor
+    frozen = [builder.detached(builder.values[n]) for n in (query, key)]  # type: ignore[index]
+    args, kwargs = fx.node.map_arg((tuple(rest), dict(node.kwargs)), lambda n: builder.values[n])
+    return builder.emit(node.target, *frozen, *args, **kwargs)  # type: ignore[arg-type]
 
 
 # --- normalizations that fusion could not fold ------------------------------------------------------------------
@@ -198,18 +214,22 @@ def absolute_share(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def _kept_affine(builder: Builder, node: fx.Node) -> fx.Node:
     """A batch norm that stays: relevance is shared by magnitude between the signal and the shift (after Hui & Binder
     2019, doi:10.1007/978-3-030-20518-8_24)."""
-    bn = affine(builder.network, node)
-    if bn is None:
+    if not RUNNING[op_name(node)](node):
         if op_name(node) == "instance_norm":
             return _statistics(builder, node, axes=list(range(2, len(node.meta["shape"]))))
         raise UnsupportedOperator(
             "aten::batch_norm", str(node.meta.get("layer")),
             "It uses the statistics of the batch at hand; export the network in evaluation mode.",
         )  # fmt: skip
+    bn = affine_node(builder.network, node)
+    vectors = None if bn is None else bn.coefficients.vector(1)
+    if bn is None or vectors is None:
+        raise _unsupported(node)
     x = builder.values[bn.source]
-    dtype = builder.network.dtype
-    scale = builder.constant(f"{node.name}.scale", bn.scale.to(dtype))
-    shift = builder.constant(f"{node.name}.shift", bn.shift.to(dtype))
+    scale, shift = (
+        builder.constant(f"{node.name}.{name}", vector.to(builder.network.dtype).contiguous())
+        for name, vector in zip(("scale", "shift"), vectors, strict=True)
+    )
     value = builder.copied(node, lambda n: builder.detached(builder.values[n]))
     factor = builder.emit(absolute_share, builder.detached(x), scale, shift)
     return builder.graft(node, value, [x], [factor])

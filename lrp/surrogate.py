@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,10 @@ from torch import Tensor, fx
 
 from fusion.errors import NoClassScores, UnsupportedOperator
 from fusion.linear import LinearLayer, linear_layer, linear_layer_ending_at
-from fusion.network import Network, is_size_arithmetic, op_name, value_dependent
+from fusion.network import Network, graph_module, is_size_arithmetic, op_name, value_dependent
 from fusion.normalize import argument
 from lrp.composites import Composite
-from lrp.graft import graft, ratio, sink
+from lrp.graft import Place, graft, ratio, sink
 from lrp.rules import AnyRule, Branch, InputRule, LinearRule, ZBox
 from lrp.signs import non_negative
 
@@ -48,6 +49,7 @@ class Builder:
 
     def __post_init__(self) -> None:
         self.dependent = value_dependent(self.network)
+        self.places = sample_places(self.network)
         self.signs = non_negative(self.network)
         self.x = self.graph.placeholder("x")
         self.gate = self.graph.placeholder("gate")
@@ -70,6 +72,8 @@ class Builder:
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
         """A constant under its own name; the same name twice is the same constant."""
+        if name in self.network.constants and value is not self.network.constants[name]:
+            name = f"{name}__derived"
         key = ("constant", name)
         if key not in self._memo:
             self.constants[name] = value
@@ -99,12 +103,17 @@ class Builder:
     ) -> fx.Node:
         offsets = tuple(offsets) if offsets is not None else (None,) * len(carriers)
         return self.emit(
-            graft, self.recorder, self.key(node), value, tuple(carriers), tuple(factors), offsets, degree
-        )
+            graft, self.recorder, self.key(node), value, tuple(carriers), tuple(factors), offsets, degree,
+            self.place(node),
+        )  # fmt: skip
 
-    def sink(self, node: fx.Node, constant: fx.Node, like: fx.Node | None = None) -> fx.Node:
+    def sink(
+        self, node: fx.Node, constant: fx.Node, like: fx.Node | None = None, place: Place | None = None
+    ) -> fx.Node:
         """A constant that keeps, on behalf of `node`, the relevance that it receives."""
-        return self.emit(sink, self.recorder, self.key(node), constant, self.gated, like)
+        return self.emit(
+            sink, self.recorder, self.key(node), constant, self.gated, like, place or self.place(node)
+        )
 
     @property
     def gated(self) -> fx.Node:
@@ -112,8 +121,32 @@ class Builder:
         return self.once(aten.mul.Tensor, self.x, self.gate)
 
     # --- looking ----------------------------------------------------------------------------------------------
+    def place(self, node: fx.Node) -> Place:
+        return self.places.get(node, (0, 1))
+
     def depends(self, value: Any) -> bool:
         return isinstance(value, fx.Node) and value in self.dependent
+
+
+_RESHAPING = {"reshape", "flatten", "unflatten", "view"}
+
+
+def sample_places(network: Network) -> dict[fx.Node, Place]:
+    """Where the samples are in every tensor. Only a reshape merges or splits the axis that they are on, and it keeps
+    the row-major order: how many values are slower than the sample stays the same."""
+    places: dict[fx.Node, Place] = {}
+    for node in network.graph.nodes:
+        # Several results at once (split, chunk) have no shape, but hand the place on.
+        shape = node.meta.get("shape") or (None,)
+        axis = shape.index(None) if None in shape else 0
+        source = next((n for n in node.all_input_nodes if n in places), None)
+        outer = 1 if source is None else places[source][1]
+        if source is not None and node.op == "call_function" and op_name(node) in _RESHAPING:
+            before = source.meta["shape"][: places[source][0]]
+            outer = max(1, math.prod(before) * outer // math.prod(shape[:axis]))
+        if None in shape:
+            places[node] = (axis, outer)
+    return places
 
 
 Emit = Callable[[Builder, fx.Node], fx.Node]
@@ -166,7 +199,7 @@ def build_surrogate(network: Network, composite: Composite) -> Surrogate:
     builder.graph.output(result)
     builder.graph.eliminate_dead_code()
     builder.graph.lint()
-    program = fx.GraphModule(builder.constants, builder.graph, class_name="Surrogate")
+    program = graph_module(builder.constants, builder.graph, "Surrogate")
     return Surrogate(program, builder.layers, tuple(rules.items()), notes)
 
 
@@ -190,7 +223,12 @@ def class_scores(network: Network) -> tuple[fx.Node, tuple[str, ...]]:
         before = last.args[0]
         assert isinstance(before, fx.Node)
         shape = before.meta["shape"]
-        if len(shape) >= 2 and shape[1] is not None and all(size == 1 for size in shape[2:]):
+        if (
+            len(shape) >= 2
+            and shape[1] == node.meta["shape"][1]
+            and last.args[1] in (1, 1 - len(shape))
+            and all(size == 1 for size in shape[2:])
+        ):
             return before, (f"The score before the final {op_name(last).strip('_')} is explained.",)
     return node, ()
 
@@ -334,7 +372,7 @@ def _bias_shape(
     if not bool(value.any()):
         return None
     shaped = value.reshape(-1, *[1] * layer.rank) if layer.rank else value
-    return builder.constant(f"{base}__shaped_{name}", shaped)
+    return builder.constant(f"{base}__shaped{layer.rank}_{name}", shaped)
 
 
 def _d(builder: Builder, node: fx.Node) -> fx.Node:
@@ -345,10 +383,11 @@ def _d(builder: Builder, node: fx.Node) -> fx.Node:
 # Operators that only move values: what they do to values they do to gates.
 _ROUTING = {
     "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "slice", "select", "flip", "roll",
-    "constant_pad_nd", "pad", "unflatten", "to", "_to_copy", "cat", "stack",
+    "constant_pad_nd", "pad", "unflatten", "to", "_to_copy", "cat", "stack", "expand", "repeat",
 }  # fmt: skip
 # Element-wise affine maps of the input (mean and deviation inside the network): relevance stays with its pixel.
-_POINTWISE = {"add", "sub", "mul", "div", "batch_norm"}
+_POINTWISE = {"add", "sub", "rsub", "neg", "mul", "div", "batch_norm"}
+_COMMUTING = {"add", "sub", "mul"}  # the input may stand on either side (sub: but for its sign)
 
 
 def _input_routes(builder: Builder) -> dict[fx.Node, fx.Node]:
@@ -369,9 +408,22 @@ def _input_routes(builder: Builder) -> dict[fx.Node, fx.Node]:
             if op in _ROUTING and sources == [
                 n for n in node.all_input_nodes if n.meta.get("shape") is not None
             ]:
-                gates[node] = builder.copied(node, lambda n: gates.get(n) or _size(builder, n))
-            elif op in _POINTWISE and len(sources) == 1 and sources[0] is node.args[0]:
-                gates[node] = gates[sources[0]]
+                if op in ("constant_pad_nd", "pad") and argument(node, "value"):
+                    # What is padded with is no input: its gate is zero, not the padding's value.
+                    gates[node] = builder.emit(
+                        aten.constant_pad_nd.default, gates[sources[0]], node.args[1], 0
+                    )
+                else:
+                    gates[node] = builder.copied(node, lambda n: gates.get(n) or _size(builder, n))
+            elif (
+                op in _POINTWISE
+                and list(node.args[:2]).count(sources[0]) == 1
+                and len(sources) == 1
+                and node.meta["shape"] == sources[0].meta["shape"]
+                and (sources[0] is node.args[0] or op in _COMMUTING)
+            ):
+                gate = gates[sources[0]]
+                gates[node] = gate
     return gates
 
 
@@ -432,7 +484,8 @@ def _bounds(builder: Builder, source: fx.Node, rule: ZBox) -> tuple[fx.Node, fx.
                 )
             rank = len(builder.network.inputs[0].shape)
             tensor = torch.tensor(numbers, dtype=builder.network.dtype, device=builder.network.device)
-            constant = builder.constant(f"input.{name}", tensor.reshape(1, -1, *[1] * (rank - 2)))
+            label = f"input__{name}_{value}".replace(".", "p")
+            constant = builder.constant(label, tensor.reshape(1, -1, *[1] * (rank - 2)))
             ends.append(
                 _through(
                     builder,

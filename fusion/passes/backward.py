@@ -43,8 +43,10 @@ def plan_backward(network: Network, start: AffineNode) -> Plan:
     if start.strip is not None:
         raise Obstacle("it stands behind statistics of its input")
     edits: list[Edit] = []
-    into: list[str] = []
-    todo: list[tuple[fx.Node, Coefficients, fx.Node]] = [(start.source, compact(start.coefficients), start.node)]
+    into: list[str | fx.Node] = []
+    todo: list[tuple[fx.Node, Coefficients, fx.Node]] = [
+        (start.source, compact(start.coefficients), start.node)
+    ]
     while todo:
         node, coefficients, asker = todo.pop()
         layer = linear_layer_ending_at(network, node)
@@ -65,14 +67,16 @@ def plan_backward(network: Network, start: AffineNode) -> Plan:
                 if both.vector(1) is None:
                     raise Obstacle(f"it does not run along the channels that '{name_of(node)}' normalizes")
                 edits.append(_merging(network, own, both))
-                into.append(name_of(node))
+                into.append(node)
             else:  # a constant factor or summand is taken along
                 edits.append(removal(network, own.node, own.source))
                 todo.append((own.source, both, node))
             continue
         function = _HANDLERS.get(op_name(node)) if node.op == "call_function" else None
         if function is None:
-            what = "the network's input" if node.op == "placeholder" else f"'{name_of(node)}' ({op_name(node)})"
+            what = (
+                "the network's input" if node.op == "placeholder" else f"'{name_of(node)}' ({op_name(node)})"
+            )
             raise Obstacle(f"it follows {what}")
         demands, own_edits = function(network, node, coefficients)
         edits += own_edits
@@ -138,12 +142,21 @@ def _rectified(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[D
 @handler("max_pool1d", "max_pool2d", "max_pool3d")
 def _max(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
     """S max(x) + T = max(S x + T) for S > 0, both the same for all that is compared."""
-    if not bool((c.scale > 0).all()) or any(t.shape[a] != 1 for t in (c.scale, c.shift) for a in range(2, t.ndim)):
+    if not bool((c.scale > 0).all()) or any(
+        t.shape[a] != 1 for t in (c.scale, c.shift) for a in range(2, t.ndim)
+    ):
         raise Obstacle(f"a sign, or a map that varies in space, does not pass '{name_of(node)}' backward")
     return [(node.args[0], c)], []  # type: ignore[list-item]
 
 
-@handler("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+@handler(
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+)
 def _average(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
     """S avg(x) + T = avg(S x + T), both the same for all that is averaged; counted padding would dilute T."""
     if any(t.shape[a] != 1 for t in (c.scale, c.shift) for a in range(2, t.ndim)):
@@ -172,7 +185,7 @@ def _permute(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Dem
     rank = len(node.meta["shape"])
     order = list(range(rank))
     if op_name(node) == "permute":
-        order = [int(a) % rank for a in node.args[1]]  # type: ignore[union-attr]
+        order = [int(a) % rank for a in node.args[1]]  # type: ignore[union-attr,arg-type]
     else:
         i, j = (int(a) % rank for a in node.args[1:3])  # type: ignore[arg-type]
         order[i], order[j] = j, i
@@ -180,5 +193,3 @@ def _permute(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Dem
         raise Obstacle(f"'{name_of(node)}' ({op_name(node)}) moves the batch axis")
     inverse = [order.index(i) for i in range(rank)]
     return [(node.args[0], c.map(lambda t: t.permute(inverse)))], []  # type: ignore[list-item]
-
-

@@ -1,8 +1,8 @@
 """Forward: push S x + T along everything that reads it, until linear layers take it.
 
-Every node that reads changed values gets a `Step`: how its own old output follows from its new one (old = S new + T), or
-that it is as before because the node took the map, and the edits that this needs. Nothing is edited before every path has
-ended in a layer that takes the map; where one does not, nothing is.
+Every node that reads changed values gets a `Step`: how its own old output follows from its new one (old = S new + T),
+or that it is as before because the node took the map, and the edits that this needs. Nothing is edited before every
+path has ended in a layer that takes the map; where one does not, nothing is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from fusion.affine import RUNNING, AffineNode, Coefficients, affine_node, compac
 from fusion.linear import linear_layer, linear_layer_ending_at
 from fusion.network import Network, is_size_arithmetic, op_name
 from fusion.normalize import argument
-from fusion.passes.plan import Obstacle, Plan, fits_in_front, fold_in_front, name_of, removal, replace_by_affine
+from fusion.passes.plan import (
+    Obstacle,
+    Plan,
+    fits_in_front,
+    fold_in_front,
+    name_of,
+    removal,
+    replace_by_affine,
+)
 
 aten = torch.ops.aten
 
@@ -31,7 +39,7 @@ class Step:
 
     output: Coefficients | tuple[Coefficients, ...] | None
     edits: tuple[Callable[[], None], ...] = ()
-    into: tuple[str, ...] = field(default=())
+    into: tuple[str | fx.Node, ...] = field(default=())
 
 
 Handler = Callable[[Network, fx.Node, Known], Step]
@@ -53,7 +61,7 @@ def plan_forward(network: Network, start: AffineNode) -> Plan:
     """Move the map behind `start` into the layers after it. Raises Obstacle."""
     known: dict[fx.Node, Coefficients | tuple[Coefficients, ...]] = {start.node: compact(start.coefficients)}
     edits: list[Callable[[], None]] = []
-    into: list[str] = []
+    into: list[str | fx.Node] = []
     waiting = set(start.node.users)
     node = start.node
     while waiting:
@@ -81,7 +89,9 @@ def plan_forward(network: Network, start: AffineNode) -> Plan:
 def _step(network: Network, node: fx.Node, known: Known) -> Step:
     layer = linear_layer(network, node)
     if layer is not None:
-        if layer.source not in known or any(n in known for n in node.all_input_nodes if n is not layer.source):
+        if layer.source not in known or any(
+            n in known for n in node.all_input_nodes if n is not layer.source
+        ):
             raise Obstacle(f"it makes the weights of '{name_of(node)}'")
         coefficients = _one(known, layer.source)
         fits_in_front(network, node, coefficients)
@@ -93,7 +103,7 @@ def _step(network: Network, node: fx.Node, known: Known) -> Step:
             if compact(both).vector(1) is None:
                 raise Obstacle(f"it does not run along the channels that '{name_of(node)}' normalizes")
             both = compact(both)
-            return Step(None, (lambda: replace_by_affine(network, node, both),), (name_of(node),))
+            return Step(None, (lambda: replace_by_affine(network, node, both),), (node,))
         # A constant factor or summand is taken along.
         return Step(both, (removal(network, node, own.source),))
     function = _HANDLERS.get(op_name(node))
@@ -108,7 +118,7 @@ def _one(known: Known, node: Any) -> Coefficients:
     return found
 
 
-# --- operators that move values, or mix values of one channel linearly ------------------------------------------------
+# --- operators that move values, or mix values of one channel linearly ----------------------------------
 _MOVING = (
     "reshape flatten unflatten permute transpose t squeeze unsqueeze expand slice select narrow flip roll index_select "
     "pixel_shuffle pixel_unshuffle to _to_copy reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d "
@@ -205,7 +215,7 @@ def _pad(network: Network, node: fx.Node, known: Known) -> Step:
     return Step(Coefficients(narrow, padded), (edit,))
 
 
-# --- operators that choose -------------------------------------------------------------------------------------------
+# --- operators that choose ------------------------------------------------------------------------------
 @handler("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax")
 def _max(network: Network, node: fx.Node, known: Known) -> Step:
     """max(S x + T) = |S| max(sign(S) x) + T, where S and T are the same for all that is compared."""
@@ -251,7 +261,7 @@ def _threshold(network: Network, node: fx.Node, known: Known) -> Step:
         raise Obstacle(f"the bounds of '{name_of(node)}' ({op}) are no constants")
     low, high = bounds
     slope = _slope(network, node)
-    scale, shift = torch.broadcast_tensors(coefficients.scale, coefficients.shift)
+    scale, shift = coefficients.broadcast()
     zero = scale == 0
     if bool(zero.any()):
         # Where S = 0 the output is the constant f(T): S' = 0, T' = f(T), whatever the new node says.
@@ -308,7 +318,7 @@ def _write_thresholds(
     high: float | None,
     slope: Tensor | None,
 ) -> None:
-    scale, shift = torch.broadcast_tensors(coefficients.scale, coefficients.shift)
+    scale, shift = coefficients.broadcast()
     safe = torch.where(scale == 0, torch.ones_like(scale), scale)
     source: fx.Node = node.args[0]  # type: ignore[assignment]
     dtype, layer = node.meta["dtype"], name_of(node)
@@ -334,7 +344,9 @@ def _write_thresholds(
             (aten.minimum.default, bool(((scale < 0) if lower else (scale > 0)).any())),
         ))  # fmt: skip
         if up is not None and down is not None:
-            mask = network.add_constant(f"{layer}.{name}_side", (scale > 0) if lower else (scale <= 0), before=node)
+            mask = network.add_constant(
+                f"{layer}.{name}_side", (scale > 0) if lower else (scale <= 0), before=node
+            )
             value = emit(aten.where.self, mask, up, down)
         else:
             value = up or down or value
@@ -345,7 +357,7 @@ def _write_thresholds(
     graph.erase_node(node)
 
 
-# --- operators with several inputs -------------------------------------------------------------------------------------
+# --- operators with several inputs ----------------------------------------------------------------------
 @handler("add", "sub")
 def _sum(network: Network, node: fx.Node, known: Known) -> Step:
     """(S x + T) + (S y + U) = S (x + y) + (T + U); a sum with something unscaled passes shifts only."""
@@ -357,7 +369,9 @@ def _sum(network: Network, node: fx.Node, known: Known) -> Step:
     one = torch.ones([1] * len(node.meta["shape"]), dtype=torch.float64)
     scales = [one if c is None else c.scale for c in (left, right)]
     if not _same(scales[0], scales[1]):
-        raise Obstacle(f"its scale does not pass the sum at '{name_of(node)}', which also adds something unscaled")
+        raise Obstacle(
+            f"its scale does not pass the sum at '{name_of(node)}', which also adds something unscaled"
+        )
     shift = 0 * one
     shift = shift + (left.shift if left is not None else 0)
     shift = shift + (sign * right.shift if right is not None else 0)
@@ -367,7 +381,11 @@ def _sum(network: Network, node: fx.Node, known: Known) -> Step:
 def _same(a: Tensor, b: Tensor) -> bool:
     if a.ndim != b.ndim:
         return False
-    return bool((a == b).all()) if all(x == y or 1 in (x, y) for x, y in zip(a.shape, b.shape, strict=True)) else False
+    return (
+        bool((a == b).all())
+        if all(x == y or 1 in (x, y) for x, y in zip(a.shape, b.shape, strict=True))
+        else False
+    )
 
 
 @handler("mul", "div")
@@ -409,12 +427,14 @@ def _join(network: Network, node: fx.Node, known: Known) -> Step:
 def _joined(parts: list[Tensor], axis: int) -> Tensor:
     rank = parts[0].ndim
     sizes = [max(p.shape[i] for p in parts) for i in range(rank)]
-    return torch.cat([p.expand([p.shape[i] if i == axis else sizes[i] for i in range(rank)]) for p in parts], axis)
+    return torch.cat(
+        [p.expand([p.shape[i] if i == axis else sizes[i] for i in range(rank)]) for p in parts], axis
+    )
 
 
 @handler("scaled_dot_product_attention")
 def _attention(network: Network, node: fx.Node, known: Known) -> Step:
-    """sum_j p_j (S v_j + T) = S (sum_j p_j v_j) + T, since the p_j sum to one, where S and T are the same for all tokens."""
+    """sum_j p_j (S v_j + T) = S (sum_j p_j v_j) + T, since sum_j p_j = 1, with S and T the same for all tokens."""
     value = node.args[2]
     if any(n in known for n in node.all_input_nodes if n is not value):
         raise Obstacle(f"'{name_of(node)}' compares tokens by it")
@@ -424,7 +444,7 @@ def _attention(network: Network, node: fx.Node, known: Known) -> Step:
     return Step(coefficients)
 
 
-# --- running an operator on coefficients ---------------------------------------------------------------------------------
+# --- running an operator on coefficients ----------------------------------------------------------------
 def _run(network: Network, node: fx.Node, value: Tensor) -> Any:
     """The node's own operator on coefficients in the place of its first argument, for a batch of one."""
     sizes: dict[fx.Node, Any] = {}
@@ -440,7 +460,9 @@ def _run(network: Network, node: fx.Node, value: Tensor) -> Any:
         return constant
 
     args = fx.node.map_arg(node.args, lookup)
-    kwargs = {k: v for k, v in fx.node.map_arg(dict(node.kwargs), lookup).items() if k not in ("dtype", "device")}
+    kwargs = {
+        k: v for k, v in fx.node.map_arg(dict(node.kwargs), lookup).items() if k not in ("dtype", "device")
+    }
     if op_name(node) in ("to", "_to_copy"):
         return value
     try:

@@ -21,10 +21,10 @@ class Obstacle(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """Edits that together move an affine map into the layers named in `into`."""
+    """Edits that together move an affine map into the layers named in `into`, or into a batch norm (its node)."""
 
     edits: tuple[Callable[[], None], ...]
-    into: tuple[str, ...]
+    into: tuple[str | fx.Node, ...]
 
     def carry_out(self) -> None:
         for edit in self.edits:
@@ -103,7 +103,9 @@ def replace_by_affine(network: Network, node: fx.Node, coefficients: Coefficient
     scale, shift = (v.expand(channels) for v in vectors)
     tensors = {"weight": scale, "bias": shift}
     tensors |= {"running_mean": scale.new_zeros(channels), "running_var": scale.new_ones(channels)}
-    constants = [network.add_constant(f"{layer}.{n}", t.to(dtype).contiguous(), node) for n, t in tensors.items()]
+    constants = [
+        network.add_constant(f"{layer}.{n}", t.to(dtype).contiguous(), node) for n, t in tensors.items()
+    ]
     node.target = aten.batch_norm.default
     node.args = (node.args[0], *constants, False, 0.0, 0.0, False)
     node.kwargs = {}
@@ -188,7 +190,9 @@ def _write(network: Network, layer: LinearLayer, weight: Tensor, bias: Tensor) -
     layer.node.kwargs = {k: v for k, v in layer.node.kwargs.items() if k != "bias"}
 
 
-def _set(network: Network, layer: LinearLayer, position: int, old: fx.Node | None, value: Tensor, name: str) -> None:
+def _set(
+    network: Network, layer: LinearLayer, position: int, old: fx.Node | None, value: Tensor, name: str
+) -> None:
     base = name if old is None else str(old.target)
     if old is not None and _only_reader(network, old, layer.node):
         network.constants[base] = value

@@ -77,7 +77,9 @@ def test_every_chain_is_exact_and_takes_the_norm(
     names: list[str], residual: bool, first: bool, zero: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    fused, certificate = certificate_of(Between(names, residual, first, zero, seed), torch.randn(X, dtype=torch.float64))
+    fused, certificate = certificate_of(
+        Between(names, residual, first, zero, seed), torch.randn(X, dtype=torch.float64)
+    )
     assert certificate.max_relative <= 1e-12
     if not _varies_before_a_max_pool(names):
         assert [row.outcome for row in fused.report.rows] == ["folded"]
@@ -195,7 +197,9 @@ def test_fusing_a_deep_network_takes_seconds_at_most() -> None:
         layers: list[nn.Module] = []
         for _ in range(blocks):
             layers += [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
-        network = fusion.capture(nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 2)).eval(), (torch.randn(1, 4, 4, 4),))
+        network = fusion.capture(
+            nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 2)).eval(), (torch.randn(1, 4, 4, 4),)
+        )
         started = time.perf_counter()
         assert fusion.fuse(network).report.count("folded") == blocks
         seconds.append(time.perf_counter() - started)

@@ -232,13 +232,16 @@ def _divided(network: Network, node: fx.Node) -> AffineNode | None:
 @reader("add", "sub", "rsub")
 def _plus(network: Network, node: fx.Node) -> AffineNode | None:
     found = _operands(network, node)
-    if found is None or argument(node, "alpha", 1) != 1:
+    if found is None:
         return None
     x, c = found
+    a = float(argument(node, "alpha", 1))
     one = torch.ones([1] * c.ndim, dtype=torch.float64)
     first = x is node.args[0]
-    signs = {"add": (1, 1), "sub": (1, -1) if first else (-1, 1), "rsub": (-1, 1) if first else (1, -1)}
-    on_x, on_c = signs[op_name(node)]
+    # add(x, y) = x + a y, sub(x, y) = x - a y, rsub(x, y) = y - a x
+    factors = {"add": (1, a) if first else (a, 1), "sub": (1, -a) if first else (-a, 1)}
+    factors["rsub"] = (-a, 1) if first else (1, -a)
+    on_x, on_c = factors[op_name(node)]
     return AffineNode(node, x, Coefficients(on_x * one, on_c * c))
 
 

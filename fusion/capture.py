@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from fusion.errors import CaptureError, ClearfoldError
 from fusion.network import Network, annotate, call, check_finite, is_size_arithmetic, op_name
-from fusion.normalize import normalize
+from fusion.normalize import DROPOUTS, argument, normalize
 from fusion.tracing import TRACING
 
 aten = torch.ops.aten
@@ -25,10 +25,6 @@ _MAY_ALIAS = {
     "contiguous",
     "flatten",
     "to",
-    "dropout",
-    "alpha_dropout",
-    "feature_dropout",
-    "feature_alpha_dropout",
     "unflatten",
     "einsum",
     "type_as",
@@ -232,6 +228,15 @@ def _layer(node: fx.Node) -> str:
 
 def _functionalize(graph: fx.Graph) -> bool:
     """Replace in-place operators by their functional twins; False where a view of the written tensor is read later."""
+    for node in list(graph.nodes):
+        # An inactive dropout returns the very tensor it was given, so a write behind it is a write to that one.
+        if (
+            node.op == "call_function"
+            and op_name(node).rstrip("_") in DROPOUTS
+            and not argument(node, "train")
+        ):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if not (node.op == "call_function" and _writes(node)):

@@ -66,7 +66,10 @@ def _emit(network: Network, like: fx.Node, target: Callable[..., Any], *args: An
     return node
 
 
-@rewrite("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+
+
+@rewrite(*DROPOUTS)
 def _inactive_dropout(network: Network, node: fx.Node) -> fx.Node | None:
     return node.args[0] if not argument(node, "train") else None  # type: ignore[return-value]
 

@@ -73,7 +73,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{path.name} cannot be read ({error}). Upload the network again.") from error
-    check_finite(weights)
+    check_finite(weights, folded=True)
     return weights
 
 

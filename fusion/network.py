@@ -258,13 +258,17 @@ def call(node: fx.Node, values: Mapping[fx.Node, Value]) -> Value:
     return target(*args, **kwargs)
 
 
-def check_finite(constants: Mapping[str, Tensor]) -> None:
-    """Raise NonFiniteWeights for NaN or infinity; attention masks (-inf among zeros) are no weights and pass."""
+def check_finite(constants: Mapping[str, Tensor], *, folded: bool = False) -> None:
+    """Raise NonFiniteWeights for NaN or infinity; attention masks (-inf among zeros) are no weights and pass.
+
+    folded: constants may be a mask and a bias in one, so -inf passes among other values too.
+    """
     bad = []
     for name, t in constants.items():
         if not t.is_floating_point() or bool(torch.isfinite(t).all()):
             continue
-        if not bool(((t == 0) | (t == -torch.inf)).all()):
+        masked = t == -torch.inf
+        if not bool((masked | (torch.isfinite(t) if folded else t == 0)).all()):
             bad.append(name)
     if bad:
         raise NonFiniteWeights(bad)

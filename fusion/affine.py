@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fusion.network import Network, Shape, op_name
 from fusion.normalize import argument
+from fusion.registry import Registry
 
 aten = torch.ops.aten
 
@@ -89,23 +90,15 @@ class AffineNode:
 
 
 Reader = Callable[[Network, fx.Node], "AffineNode | None"]
-_READERS: dict[str, Reader] = {}
-
-
-def reader(*ops: str) -> Callable[[Reader], Reader]:
-    def register(function: Reader) -> Reader:
-        for op in ops:
-            _READERS[op] = function
-        return function
-
-    return register
+# The affine map that an operator is, if it is one.
+reader: Registry[Reader] = Registry()
 
 
 def affine_node(network: Network, node: Any) -> AffineNode | None:
     """The constant affine map at this node, None where there is none."""
     if not isinstance(node, fx.Node) or node.op != "call_function" or node.meta.get("shape") is None:
         return None
-    function = _READERS.get(op_name(node))
+    function = reader.get(op_name(node))
     return function(network, node) if function is not None else None
 
 

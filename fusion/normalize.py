@@ -10,37 +10,27 @@ import torch
 from torch import Tensor, fx
 
 from fusion.network import Network, op_name
+from fusion.registry import Registry
 
 aten = torch.ops.aten
 Rewrite = Callable[[Network, fx.Node], "fx.Node | None"]
 
-_REWRITES: dict[str, list[Rewrite]] = {}
-
-
-def rewrite(*ops: str) -> Callable[[Rewrite], Rewrite]:
-    """Register a function that returns the node to read instead of this one, or None to leave it."""
-
-    def register(function: Rewrite) -> Rewrite:
-        for op in ops:
-            _REWRITES.setdefault(op, []).append(function)
-        return function
-
-    return register
+# Functions that return the node to read instead of this one, or None to leave it.
+rewrite: Registry[Rewrite] = Registry()
 
 
 def normalize(network: Network) -> None:
     """Apply every registered rewrite once, in execution order, in place."""
     for node in list(network.graph.nodes):
-        if node.op != "call_function":
+        function = rewrite.get(op_name(node)) if node.op == "call_function" else None
+        if function is None:
             continue
-        for function in _REWRITES.get(op_name(node), ()):
-            with network.graph.inserting_before(node):
-                replacement = function(network, node)
-            if replacement is not None and replacement is not node:
-                if not replacement.meta.get("layer") and replacement.op == "call_function":
-                    replacement.meta = {**replacement.meta, "layer": node.meta.get("layer", "")}
-                node.replace_all_uses_with(replacement)
-                break
+        with network.graph.inserting_before(node):
+            replacement = function(network, node)
+        if replacement is not None and replacement is not node:
+            if not replacement.meta.get("layer") and replacement.op == "call_function":
+                replacement.meta = {**replacement.meta, "layer": node.meta.get("layer", "")}
+            node.replace_all_uses_with(replacement)
     for node in reversed(list(network.graph.nodes)):
         # The graph is functional: what nobody reads has no effect, guards and inactive dropout included.
         if node.op in ("call_function", "get_attr") and not node.users:

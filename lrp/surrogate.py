@@ -14,6 +14,7 @@ from fusion.errors import NoClassScores, UnsupportedOperator
 from fusion.linear import LinearLayer, linear_layer, linear_layer_ending_at
 from fusion.network import Network, graph_module, is_size_arithmetic, op_name, value_dependent
 from fusion.normalize import argument
+from fusion.registry import Registry
 from lrp.composites import Composite
 from lrp.graft import Place, graft, ratio, sink
 from lrp.rules import AnyRule, Branch, InputRule, LinearRule, ZBox
@@ -150,18 +151,8 @@ def sample_places(network: Network) -> dict[fx.Node, Place]:
 
 
 Emit = Callable[[Builder, fx.Node], fx.Node]
-_OPERATORS: dict[str, Emit] = {}
-
-
-def operator_rule(*ops: str) -> Callable[[Emit], Emit]:
-    """Register the surrogate of operators by name."""
-
-    def register(function: Emit) -> Emit:
-        for op in ops:
-            _OPERATORS[op] = function
-        return function
-
-    return register
+# The surrogate of operators that are no linear layers (lrp.operators fills it).
+operator_rule: Registry[Emit] = Registry()
 
 
 def build_surrogate(network: Network, composite: Composite) -> Surrogate:
@@ -254,11 +245,12 @@ def _surrogate_of(
             return _input_layer(builder, layer, rule, routes)
         return _linear_layer(builder, layer, rule)
     op = op_name(node)
-    if op not in _OPERATORS:
+    rule_of = operator_rule.get(op)
+    if rule_of is None:
         raise UnsupportedOperator(
             f"aten::{op}", str(node.meta.get("layer") or node.name), "There is no relevance rule for it."
         )
-    return _OPERATORS[op](builder, node)
+    return rule_of(builder, node)
 
 
 # --- linear layers ----------------------------------------------------------------------------------------------

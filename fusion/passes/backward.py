@@ -17,6 +17,7 @@ from fusion.linear import LinearLayer, linear_layer_ending_at
 from fusion.network import Network, op_name
 from fusion.normalize import argument
 from fusion.passes.plan import Obstacle, Plan, fits_behind, fold_behind, name_of, removal, replace_by_affine
+from fusion.registry import Registry
 
 aten = torch.ops.aten
 
@@ -24,18 +25,8 @@ Demand: TypeAlias = tuple[fx.Node, Coefficients]
 Edit: TypeAlias = Callable[[], None]
 # (node, coefficients) -> the demands on what it reads, and its own edits
 Handler: TypeAlias = Callable[[Network, fx.Node, Coefficients], tuple[list[Demand], list[Edit]]]
-_HANDLERS: dict[str, Handler] = {}
-
-
-def handler(*ops: str) -> Callable[[Handler], Handler]:
-    """Register how operators hand a demand on."""
-
-    def register(function: Handler) -> Handler:
-        for op in ops:
-            _HANDLERS[op] = function
-        return function
-
-    return register
+# How operators hand a demand on.
+handler: Registry[Handler] = Registry()
 
 
 def plan_backward(network: Network, start: AffineNode) -> Plan:
@@ -72,7 +63,7 @@ def plan_backward(network: Network, start: AffineNode) -> Plan:
                 edits.append(removal(network, own.node, own.source))
                 todo.append((own.source, both, node))
             continue
-        function = _HANDLERS.get(op_name(node)) if node.op == "call_function" else None
+        function = handler.get(op_name(node)) if node.op == "call_function" else None
         if function is None:
             what = (
                 "the network's input" if node.op == "placeholder" else f"'{name_of(node)}' ({op_name(node)})"

@@ -27,6 +27,7 @@ from fusion.passes.plan import (
     removal,
     replace_by_affine,
 )
+from fusion.registry import Registry
 
 aten = torch.ops.aten
 
@@ -43,18 +44,8 @@ class Step:
 
 
 Handler = Callable[[Network, fx.Node, Known], Step]
-_HANDLERS: dict[str, Handler] = {}
-
-
-def handler(*ops: str) -> Callable[[Handler], Handler]:
-    """Register how operators pass a map on."""
-
-    def register(function: Handler) -> Handler:
-        for op in ops:
-            _HANDLERS[op] = function
-        return function
-
-    return register
+# How operators pass a map on.
+handler: Registry[Handler] = Registry()
 
 
 def plan_forward(network: Network, start: AffineNode) -> Plan:
@@ -106,7 +97,7 @@ def _step(network: Network, node: fx.Node, known: Known) -> Step:
             return Step(None, (lambda: replace_by_affine(network, node, both),), (node,))
         # A constant factor or summand is taken along.
         return Step(both, (removal(network, node, own.source),))
-    function = _HANDLERS.get(op_name(node))
+    function = handler.get(op_name(node))
     if function is None:
         raise Obstacle(f"'{name_of(node)}' ({op_name(node)}) reads it, with which no constant map commutes")
     return function(network, node, known)

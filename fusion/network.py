@@ -150,14 +150,6 @@ class Network:
             return self.constants[str(node.target)]
         return None
 
-    def set_constant(self, node: fx.Node, value: Tensor) -> None:
-        """Give a `get_attr` node another value, under the same name unless somebody else reads that name."""
-        name = str(node.target)
-        shared = any(n is not node and n.op == "get_attr" and n.target == name for n in self.graph.nodes)
-        if shared or len(node.users) > 1:
-            raise ValueError(f"constant '{name}' has other readers; add a new one with add_constant")
-        self.constants[name] = value
-
     def add_constant(self, name: str, value: Tensor, before: fx.Node) -> fx.Node:
         """A new constant with a name of its own (a counter is appended where the name is taken)."""
         unique, count = name, 1

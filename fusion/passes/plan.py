@@ -40,7 +40,7 @@ def fold_behind(network: Network, node: fx.Node, coefficients: Coefficients) -> 
     """Let the linear layer at `node` answer S y + T: W' = S W ; b' = S b + T."""
     layer = _layer(network, node)
     rank = len(layer.node.meta["shape"])
-    scale, _ = _vector(coefficients.scale, layer.output_axis)
+    scale = _vector(coefficients.scale, layer.output_axis)
     weight = layer.scale_outputs(_weight(network, layer), _spread(scale, _outputs(layer)))
     bias = _bias(network, layer, rank) * coefficients.scale + coefficients.shift
     _write(network, layer, weight, bias)
@@ -57,7 +57,7 @@ def fold_in_front(network: Network, node: fx.Node, coefficients: Coefficients) -
         # Equal everywhere in exact arithmetic; rounding must not turn it into a map.
         answer = compact_to(answer, layer.output_axis)
     bias = _bias(network, layer, answer.ndim) + answer
-    scale, _ = _vector(coefficients.scale, layer.output_axis)
+    scale = _vector(coefficients.scale, layer.output_axis)
     _write(network, layer, layer.scale_inputs(weight, _spread(scale, _inputs(layer))), bias)
 
 
@@ -131,10 +131,10 @@ def _vector_or_none(t: Tensor, axis: int) -> Tensor | None:
     return None if any(size != 1 for i, size in enumerate(t.shape) if i != axis) else t.reshape(-1)
 
 
-def _vector(t: Tensor, axis: int) -> tuple[Tensor, int]:
+def _vector(t: Tensor, axis: int) -> Tensor:
     vector = _vector_or_none(t, axis)
     assert vector is not None
-    return vector, axis
+    return vector
 
 
 def _spread(vector: Tensor, size: int) -> Tensor:

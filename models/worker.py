@@ -20,7 +20,16 @@ from fusion.errors import BadFile, ClearfoldError
 
 Say = Callable[[str], None]
 
-_FULL = ("No space left on device", "Disk quota exceeded")  # as libraries word it that raise no OSError
+# As libraries and the dynamic loader word it that raise no OSError with a number.
+_FULL = ("No space left on device", "Disk quota exceeded")
+_SHORT = (
+    "can't allocate memory",
+    "annot allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "failed to map segment",
+    "can't start new thread",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +61,8 @@ def explained(error: Exception) -> dict[str, str]:
     text = str(error).strip()
     if isinstance(error, ClearfoldError):
         return {"code": error.code, "message": text}
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or "bad_alloc" in text:
+    short = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if short or any(words in text for words in _SHORT):
         return {
             "code": "conversion-out-of-memory",
             "message": "The network needs more memory than its conversion is allowed: raise the server's "

@@ -194,20 +194,28 @@ def test_an_instance_norm_with_running_statistics_is_a_batch_norm() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_certificates_of_real_architectures(name: str) -> None:
-    """In float64 the two are one. In float32 a deep network with random weights has a rounding error of its own (up to
-    5e-5 for ResNeXt-50 and GoogLeNet, against float64); the fused one must be as near to the truth as the original.
-    Trained networks stay below 1e-5 (test_shared_networks, test_the_built_in_network)."""
-    module = family(name)
+    """In float32 of a network whose own rounding allows it, and in float64."""
+    module = family(name, conditioned=True)
     network = fusion.capture(module, (torch.randn(1, 3, 64, 64),))
     x = torch.randn(8, 3, 64, 64)
-    fused = fusion.fuse(network).network
+    single = fusion.certify(module, fusion.fuse(network).network, [x])
+    assert single.max_relative <= 1e-5
+    in_double = fusion.fuse(network.to(dtype=torch.float64)).network
+    double = fusion.certify(module.double(), in_double, [x.double()])
+    assert double.max_relative <= 1e-12
+    assert single.inputs == double.inputs == 8
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fused_network_is_as_near_to_the_truth_as_its_original(name: str) -> None:
+    """Random weights make deep networks chaotic: in float32 ResNeXt-50 and GoogLeNet are up to 4e-5 from their own
+    answer in float64. The fused network must not add to that."""
+    module = family(name)
+    fused = fusion.fuse(fusion.capture(module, (torch.randn(1, 3, 64, 64),))).network
+    x = torch.randn(8, 3, 64, 64)
     with torch.no_grad():
         original = module(x)
     module.double()
-    in_double = fusion.fuse(network.to(dtype=torch.float64)).network
-    double = fusion.certify(module, in_double, [x.double()])
-    assert double.max_relative <= 1e-12
-    assert double.inputs == 8
     own = fusion.certify(lambda x: module(x.double()), lambda _: original, [x]).max_relative
     single = fusion.certify(lambda x: module(x.double()), fused, [x]).max_relative
     assert single <= max(1e-5, 1.5 * own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fusion.centred import centred_activation
 from fusion.network import Network, Shape, op_name
 from fusion.normalize import argument
 from fusion.registry import Registry
@@ -38,8 +40,7 @@ class Coefficients:
 
     def full(self, shape: Shape) -> Coefficients:
         """The same, expanded to the tensor's shape (batch 1)."""
-        size = [1, *[int(s or 1) for s in shape[1:]]]
-        return self.map(lambda t: t.expand(size))
+        return self.map(lambda t: t.expand([1 if size is None else size for size in shape]))
 
     def vector(self, axis: int) -> tuple[Tensor, Tensor] | None:
         """(S, T) along one axis, None where they vary along another one too."""
@@ -71,6 +72,25 @@ def along(values: Tensor, axis: int, rank: int) -> Tensor:
     shape = [1] * rank
     shape[axis] = -1
     return values.reshape(shape)
+
+
+def reshaped(t: Tensor, before: Shape, after: Shape) -> Tensor | None:
+    """A coefficient of a tensor of shape `before`, for the same values reshaped to `after`. Samples may be spread over
+    the first axis (windows, heads) or gathered from it: None where what is spread over it is not alike.
+    """
+    if not _batch_first(before) or not _batch_first(after):
+        return None
+    old, new = ([int(size or 1) for size in shape[1:]] for shape in (before, after))
+    inside, outside = math.prod(old), math.prod(new)
+    rows = t.expand(max(outside // inside, 1), *old)
+    if rows.numel() % outside:
+        return None
+    parts = rows.reshape(-1, *new)
+    return parts[:1] if bool((parts == parts[:1]).all()) else None
+
+
+def _batch_first(shape: Shape) -> bool:
+    return len(shape) > 0 and shape[0] is None and None not in shape[1:]
 
 
 def then(first: Coefficients, second: Coefficients) -> Coefficients:
@@ -225,7 +245,7 @@ def _divided(network: Network, node: fx.Node) -> AffineNode | None:
 @reader("add", "sub", "rsub")
 def _plus(network: Network, node: fx.Node) -> AffineNode | None:
     found = _operands(network, node)
-    if found is None:
+    if found is None or centred_activation(network, node) is not None:
         return None
     x, c = found
     a = float(argument(node, "alpha", 1))

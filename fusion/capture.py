@@ -12,9 +12,11 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from fusion.distances import recognize_distances
 from fusion.errors import CaptureError, ClearfoldError
 from fusion.network import Network, annotate, call, check_finite, is_size_arithmetic, op_name
 from fusion.normalize import DROPOUTS, argument, normalize
+from fusion.recognize import recognize, recognize_frozen
 from fusion.tracing import TRACING
 
 aten = torch.ops.aten
@@ -75,6 +77,7 @@ def from_exported(program: ExportedProgram) -> Network:
     check_finite(constants)
     network = Network(graph, constants)
     normalize(network)
+    recognize_frozen(network)
     fold_constants(network)
     try:
         annotate(network)
@@ -83,6 +86,8 @@ def from_exported(program: ExportedProgram) -> Network:
             f"The network runs with a batch of one size only: {_first_line(error)}. "
             "Export it with a dynamic batch dimension."
         ) from error
+    if recognize(network) | recognize_distances(network):
+        annotate(network)
     if any(shape is None or (shape and shape[0] is not None) for shape in (o.shape for o in network.outputs)):
         raise CaptureError(
             "The network's output does not follow the batch size of its input. "
@@ -164,7 +169,7 @@ def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
     graph = fx.Graph()
     mapped: dict[fx.Node, fx.Node] = {}
     constants: dict[str, Tensor] = {}
-    for node in program.graph.nodes:
+    for node in _without_nesting(program.graph_module):
         if node.op == "placeholder" and node.name in names:
             if not node.users:
                 continue
@@ -196,8 +201,60 @@ def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
     return graph, constants
 
 
+def _without_nesting(module: fx.GraphModule) -> list[Any]:
+    """The nodes of a graph in order, with those of nested graphs that merely run (no_grad blocks, autocast switched
+    off) in the place of the operators that run them. The exported program itself is left as it is."""
+    if all(_body(node) is None for node in module.graph.nodes):
+        return list(module.graph.nodes)
+    flat = fx.Graph()
+    flat.output(flat.graph_copy(module.graph, val_map={}))
+    source = fx.GraphModule(module, flat)
+    while nested := next((n for n in source.graph.nodes if _body(n) is not None), None):
+        _inline(source, nested)
+    for node in list(source.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            source.graph.erase_node(node)
+    return list(source.graph.nodes)
+
+
+def _body(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
+    """(nested graph, its operands) of an operator that only runs it."""
+    if node.op != "call_function":
+        return None
+    args, name = node.args, getattr(node.target, "__name__", "")
+    if name == "wrap_with_set_grad_enabled":  # (enabled, graph, *operands)
+        return args[1], args[2:]  # type: ignore[return-value]
+    if name == "wrap_with_autocast" and not args[2]:  # (device, dtype, enabled, cache, graph, *operands)
+        return args[4], args[5:]  # type: ignore[return-value]
+    return None
+
+
+def _inline(module: fx.GraphModule, node: fx.Node) -> None:
+    found = _body(node)
+    assert found is not None
+    attribute, operands = found
+    body = module.get_submodule(str(attribute.target))
+    assert isinstance(body, fx.GraphModule)
+    placeholders = [n for n in body.graph.nodes if n.op == "placeholder"]
+    name = str(attribute.target)
+    inner: dict[fx.Node, Any] = dict(zip(placeholders, operands, strict=True))
+    with module.graph.inserting_before(node):
+        for part in body.graph.nodes:
+            if part.op == "get_attr":  # nested deeper
+                inner[part] = module.graph.create_node("get_attr", f"{name}.{part.target}")
+            elif part.op == "call_function":
+                inner[part] = module.graph.node_copy(part, lambda n: inner[n])
+    results: Any = fx.node.map_arg(body.graph.output_node().args[0], lambda n: inner[n])
+    for user in list(node.users):
+        if user.target is not operator.getitem:
+            raise CaptureError(f"The network contains a nested graph ('{name}') of an unknown kind.")
+        user.replace_all_uses_with(results[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+
+
 def _pin(new: fx.Node, traced: fx.Node) -> None:
-    """Spell out what a call left to its surroundings: the default dtype, and which axes have size one."""
+    """Spell out what a call left to its surroundings: the default dtype, sizes, and which axes have size one."""
     val = traced.meta.get("val")
     if not isinstance(new.target, torch._ops.OpOverload) or not isinstance(val, Tensor):
         return
@@ -205,6 +262,15 @@ def _pin(new: fx.Node, traced: fx.Node) -> None:
     tensors = [n for n in traced.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
     if "dtype" in names and not tensors and new.kwargs.get("dtype") is None:
         new.kwargs = {**new.kwargs, "dtype": val.dtype}
+    if new.target in (aten.reshape_as.default, aten.view_as.default):
+        # The other tensor lends its sizes, not its values.
+        other: fx.Node = new.args[1]  # type: ignore[assignment]
+        with new.graph.inserting_before(new):
+            shape = [
+                size if isinstance(size, int) else new.graph.call_function(aten.sym_size.int, (other, i))
+                for i, size in enumerate(val.shape)
+            ]
+        new.target, new.args = aten.reshape.default, (new.args[0], shape)
     if new.target is aten.squeeze.default:
         # A batch of one must stay an axis.
         sizes = tensors[0].meta["val"].shape

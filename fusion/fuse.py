@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
 
 from torch import fx
 
@@ -11,12 +12,14 @@ from fusion.affine import AffineNode, affine_node
 from fusion.linear import linear_layer_ending_at
 from fusion.network import Network, annotate, op_name
 from fusion.normalize import argument
-from fusion.passes import DIRECTIONS, Obstacle
+from fusion.passes import DIRECTIONS, Obstacle, Plan, carry_out_certified, plan_centering, plan_forward
 from fusion.passes.plan import name_of
+from fusion.recognize import normalizations
 from fusion.report import Outcome, Report, Row
 
 # Operators that normalize, and why those that are no affine map at inference stay.
 _INPUT_STATISTICS = "its statistics come from the input itself, so no constant weights can replace it"
+_CENTRED = "it reads centred values; its root mean square comes from the input, so no constant weights can replace it"
 _BATCH_STATISTICS = (
     "it uses the statistics of the batch at hand (track_running_stats=False or training mode), so an image's answer "
     "depends on its neighbours; export it in evaluation mode with running statistics"
@@ -27,8 +30,18 @@ NORMALIZATIONS: dict[str, str] = {
     "layer_norm": _INPUT_STATISTICS,
     "group_norm": _INPUT_STATISTICS,
     "rms_norm": _INPUT_STATISTICS,
+    # Spelled out in primitives (`fusion.recognize` names them).
     "local_response_norm": _INPUT_STATISTICS,
+    "variance_norm": _INPUT_STATISTICS,
+    "standardization": _INPUT_STATISTICS,
+    "divisive_norm": _INPUT_STATISTICS,
+    "l2_norm": _INPUT_STATISTICS,
+    "ada_norm": _INPUT_STATISTICS,
+    "mixture_norm": "its responsibilities come from the input itself, so no constant weights can replace it",
 }
+
+# What of a normalization there was no fold for.
+_MAP, _CENTERING = "its scale and shift stay", "its centering stays"
 
 
 @dataclass(frozen=True)
@@ -39,41 +52,103 @@ class Fused:
     report: Report
 
 
-def fuse(network: Network) -> Fused:
-    """Fold every constant affine map, normalizations first of all, into the linear layers around it.
+def fuse(network: Network, *, certified: bool = False) -> Fused:
+    """Fold every constant affine map, normalizations first of all, into the linear layers around it, and centre what
+    layer norms read where it is written.
 
     The network given is left as it is. Weights are computed in float64 and stored in the network's own dtype.
+    certified: measure every fold by itself too (see `carry_out_certified`), in about the time of a few runs of the
+    network.
     """
-    work = network.copy()
+    # On the CPU, so that every device gets the same numbers.
+    work = network.to(device="cpu")
     # The copy keeps the order of nodes and their names.
-    norms = {node.name: node for node in work.graph.nodes if _is_normalization(node)}
-    kinds = {name: (name_of(node), op_name(node)) for name, node in norms.items()}
-    taken: dict[str, tuple[str | fx.Node, ...]] = {}
-    reasons: dict[str, str] = {}
-    progress = True
-    while progress:
-        progress = False
-        for node in [n for n in work.graph.nodes if n.op == "call_function"]:
-            found = _candidate(work, node)
-            if found is None:
-                continue
-            name, partial = node.name, found.strip is not None
-            into, reason = _fold(work, found)
-            reasons[name] = reason
-            if into:
-                taken[name] = (*taken.get(name, ()), *into)
-                reasons[name] = _INPUT_STATISTICS if partial else ""
-                progress = True
+    spelled = normalizations(work)
+    norms = {node.name: node for node in work.graph.nodes if is_normalization(node) or node in spelled}
+    kinds = {name: (name_of(node), spelled.get(node) or op_name(node)) for name, node in norms.items()}
+    driver = _Driver(work, certified)
+    driver.run()
     work.graph.eliminate_dead_code()
     result = Network(work.graph, work.constants)
     result.graph.lint()
     annotate(result)
     left = {node.name for node in result.graph.nodes}
-    rows = []
-    for name, node in norms.items():
-        into = _places(taken.get(name, ()), taken)
-        rows.append(Row(*kinds[name], _outcome(name, taken, left), into, reasons.get(name) or _why(node)))
-    return Fused(result, Report(tuple(rows)))
+    report = Report(
+        tuple(
+            Row(
+                *kinds[name],
+                outcome=_outcome(name, driver.taken, left),
+                into=_places(driver.taken.get(name, ()), driver.taken),
+                reason=_reason(name, kinds[name][1], node, driver, left),
+                certificate=driver.certificates.get(name),
+            )
+            for name, node in norms.items()
+        ),
+        max(driver.certificates.values(), default=0.0) if certified else None,
+    )
+    if network.device.type != "cpu":
+        result = result.to(device=network.device)
+    return Fused(result, report)
+
+
+@dataclass
+class _Driver:
+    """Runs the folds over a network's graph, in place, to a fixed point. What is noted is noted under node names."""
+
+    network: Network
+    certified: bool
+    taken: dict[str, tuple[str | fx.Node, ...]] = field(default_factory=dict)
+    obstacles: dict[tuple[str, str], str] = field(default_factory=dict)
+    certificates: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> None:
+        progress = True
+        while progress:
+            progress = self._affine_maps() or self._centerings()
+
+    def _affine_maps(self) -> bool:
+        progress = False
+        for node in self._calls():
+            found = _candidate(self.network, node)
+            if found is not None:
+                # Nothing in front of statistics of the input can take what stands behind them.
+                ways = DIRECTIONS if found.strip is None else (plan_forward,)
+                progress |= self._try(node, _MAP, *(partial(way, self.network, found) for way in ways))
+        return progress
+
+    def _centerings(self) -> bool:
+        progress = False
+        for node in self._calls():
+            if op_name(node) == "layer_norm":  # an earlier one may have taken it along
+                progress |= self._try(node, _CENTERING, partial(plan_centering, self.network, node))
+        return progress
+
+    def _calls(self) -> list[fx.Node]:
+        return [n for n in self.network.graph.nodes if n.op == "call_function"]
+
+    def _try(self, node: fx.Node, what: str, *planners: Callable[[], Plan]) -> bool:
+        """Carry out the first plan that there is; note what of the node stays, and why, where there is none."""
+        obstacles = []
+        for planner in planners:
+            try:
+                plan = planner()
+            except Obstacle as obstacle:
+                obstacles.append(str(obstacle))
+                continue
+            difference = None
+            if self.certified:
+                difference = carry_out_certified(self.network, plan)
+            else:
+                plan.carry_out()
+            for folded in plan.folded:
+                name = folded.name
+                self.taken[name] = (*self.taken.get(name, ()), *plan.into)
+                self.obstacles.pop((name, what), None)
+                if difference is not None:
+                    self.certificates[name] = max(difference, self.certificates.get(name, 0.0))
+            return True
+        self.obstacles[node.name, what] = "; ".join(dict.fromkeys(obstacles))
+        return False
 
 
 def _candidate(network: Network, node: fx.Node) -> AffineNode | None:
@@ -82,7 +157,7 @@ def _candidate(network: Network, node: fx.Node) -> AffineNode | None:
     found = affine_node(network, node) if node.users else None
     if found is None or linear_layer_ending_at(network, node) is not None:
         return None
-    if not _is_normalization(node) and (_is_preprocessing(network, node) or not _is_uniform(found)):
+    if not is_normalization(node) and (_is_preprocessing(network, node) or not _is_uniform(found)):
         return None
     return found
 
@@ -107,30 +182,21 @@ def _is_uniform(found: AffineNode) -> bool:
     return all(sum(size != 1 for size in t.shape) <= 1 for t in both)
 
 
-def _fold(network: Network, found: AffineNode) -> tuple[tuple[str | fx.Node, ...], str]:
-    """The layers that took the map, or () and why none could."""
-    reasons = []
-    for direction in DIRECTIONS:
-        try:
-            plan = direction(network, found)
-        except Obstacle as obstacle:
-            reasons.append(str(obstacle))
-            continue
-        plan.carry_out()
-        return plan.into, ""
-    return (), "; ".join(dict.fromkeys(reasons))
-
-
 def _outcome(name: str, taken: Collection[str], left: set[str]) -> Outcome:
     if name not in taken:
         return "kept"
     return "partly" if name in left else "folded"
 
 
-def _why(node: fx.Node) -> str:
-    if op_name(node) == "batch_norm" and not argument(node, "training"):
+def _reason(name: str, op: str, node: fx.Node, driver: _Driver, left: set[str]) -> str:
+    """Why a normalization, or a part of it, is still there. `op` is what it was, `node` what it became."""
+    if name not in left:
         return ""
-    return NORMALIZATIONS[op_name(node)]
+    obstacles = {what: reason for (of, what), reason in driver.obstacles.items() if of == name}
+    if op == "batch_norm" and not argument(node, "training"):
+        return obstacles.get(_MAP, "")
+    base = _CENTRED if op == "layer_norm" and op_name(node) == "rms_norm" else NORMALIZATIONS[op]
+    return "; ".join([base, *(f"{what}: {reason}" for what, reason in obstacles.items())])
 
 
 def _places(names: tuple[str | fx.Node, ...], taken: dict[str, tuple[str | fx.Node, ...]]) -> tuple[str, ...]:
@@ -145,5 +211,5 @@ def _places(names: tuple[str | fx.Node, ...], taken: dict[str, tuple[str | fx.No
     return tuple(dict.fromkeys(found))
 
 
-def _is_normalization(node: fx.Node) -> bool:
+def is_normalization(node: fx.Node) -> bool:
     return node.op == "call_function" and op_name(node) in NORMALIZATIONS

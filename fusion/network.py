@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,13 +48,14 @@ class Network:
 
     `graph` has a placeholder per input, `get_attr` nodes whose target is a key of `constants`, calls of ATen
     overloads (or of `operator` functions on sizes), and one output. `node.meta` holds `layer` (the author's
-    name), `shape` (None where a dimension follows the batch) and `dtype`.
+    name), `shape` (None where a dimension follows the batch), `dtype`, and `example`: the shape, or a size's value, for
+    two samples.
     """
 
     def __init__(self, graph: fx.Graph, constants: Mapping[str, Tensor]) -> None:
         self.graph = graph
-        used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-        self.constants: dict[str, Tensor] = {name: t for name, t in constants.items() if name in used}
+        self._places = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr")
+        self.constants: dict[str, Tensor] = {n: t for n, t in constants.items() if n in self._places}
 
     def copy(self) -> Network:
         """The same network with a graph of its own; the weights are shared, not copied."""
@@ -128,18 +130,9 @@ class Network:
         def convert(t: Tensor) -> Tensor:
             return t.to(device=target, dtype=dtype if t.is_floating_point() else None)
 
-        def rewrite(value: Value) -> Value:
-            # Casts and creation operators name the type and the device that the network was captured with.
-            if isinstance(value, torch.device) and target is not None:
-                return target
-            if isinstance(value, torch.dtype) and dtype is not None and value == old:
-                return dtype
-            return value
-
         moved = Network(self.copy().graph, {name: convert(t) for name, t in self.constants.items()})
+        retarget(moved.graph, device=target, dtype=(old, dtype) if dtype is not None else None)
         for node in moved.graph.nodes:
-            node.args = fx.node.map_aggregate(node.args, rewrite)
-            node.kwargs = fx.node.map_aggregate(node.kwargs, rewrite)
             if dtype is not None and node.meta.get("dtype") == old:
                 node.meta["dtype"] = dtype
         return moved
@@ -150,6 +143,11 @@ class Network:
             return self.constants[str(node.target)]
         return None
 
+    def has_one_place(self, name: str) -> bool:
+        """Whether a constant has one node only, so that nobody but that node's readers reads it. (A node that was taken
+        out may still count.)"""
+        return self._places[name] == 1
+
     def add_constant(self, name: str, value: Tensor, before: fx.Node) -> fx.Node:
         """A new constant with a name of its own (a counter is appended where the name is taken)."""
         unique, count = name, 1
@@ -159,8 +157,30 @@ class Network:
         self.constants[unique] = value
         with self.graph.inserting_before(before):
             node = self.graph.create_node("get_attr", unique)
+        self._places[unique] += 1
         node.meta = {"layer": before.meta.get("layer", ""), "shape": tuple(value.shape), "dtype": value.dtype}
         return node
+
+
+def retarget(
+    graph: fx.Graph,
+    *,
+    device: torch.device | None = None,
+    dtype: tuple[torch.dtype, torch.dtype] | None = None,
+) -> None:
+    """Let casts and creation operators name another device, and another type (old, new) in the place of the old one:
+    they carry those that the network was captured with."""
+
+    def rewrite(value: Value) -> Value:
+        if isinstance(value, torch.device) and device is not None:
+            return device
+        if isinstance(value, torch.dtype) and dtype is not None and value == dtype[0]:
+            return dtype[1]
+        return value
+
+    for node in graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, rewrite)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, rewrite)
 
 
 def graph_module(constants: Mapping[str, Tensor], graph: fx.Graph, class_name: str) -> fx.GraphModule:
@@ -208,7 +228,7 @@ def is_size_arithmetic(node: fx.Node) -> bool:
 
 
 def annotate(network: Network) -> Network:
-    """Write `shape` and `dtype` into every node's meta, by two runs on tensors without storage.
+    """Write `shape`, `dtype` and `example` into every node's meta, by two runs on tensors without storage.
 
     Inputs must carry them already. Returns the same network. Raises whatever the operators raise where the
     graph does not run.
@@ -222,9 +242,11 @@ def annotate(network: Network) -> Network:
                 a if a == b else None for a, b in zip(first.shape, second.shape, strict=True)
             )
             node.meta["dtype"] = first.dtype
+            node.meta["example"] = tuple(first.shape)
         elif node.op != "output":
             node.meta["shape"] = None
             node.meta["dtype"] = None
+            node.meta["example"] = first
     return network
 
 
@@ -279,14 +301,18 @@ _SHAPE_ONLY = {
 }
 
 
+def reads_values(node: fx.Node) -> bool:
+    """Whether a node needs the values of the tensors that it is given, not merely their sizes."""
+    return node.op != "call_function" or not (is_size_arithmetic(node) or op_name(node) in _SHAPE_ONLY)
+
+
 def value_dependent(network: Network) -> set[fx.Node]:
     """The nodes whose values depend on the values of the inputs (not merely on their sizes)."""
     found: set[fx.Node] = set()
     for node in network.graph.nodes:
         if node.op == "placeholder" or (
             node.op == "call_function"
-            and not is_size_arithmetic(node)
-            and op_name(node) not in _SHAPE_ONLY
+            and reads_values(node)
             and any(source in found for source in node.all_input_nodes)
         ):
             found.add(node)

@@ -69,6 +69,12 @@ def _identity(network: Network, node: fx.Node) -> fx.Node | None:
     return node.args[0]  # type: ignore[return-value]
 
 
+@rewrite("constant_pad_nd")
+def _empty_pad(network: Network, node: fx.Node) -> fx.Node | None:
+    """Padding by nothing, as networks write it that pad to even sizes."""
+    return node.args[0] if all(width == 0 for width in node.args[1]) else None  # type: ignore[return-value,union-attr]
+
+
 @rewrite("_native_batch_norm_legit_no_training")
 def _native_batch_norm(network: Network, node: fx.Node) -> fx.Node | None:
     # Returns (output, empty, empty): only the first is ever read at inference.
@@ -187,6 +193,14 @@ def _view(network: Network, node: fx.Node) -> fx.Node | None:
     return None
 
 
+@rewrite("max", "min")
+def _greater_or_less(network: Network, node: fx.Node) -> fx.Node | None:
+    # torch.max(a, b); with one tensor it is a reduction.
+    twins = {aten.max.other: aten.maximum.default, aten.min.other: aten.minimum.default}
+    twin = twins.get(node.target)  # type: ignore[call-overload]
+    return None if twin is None else _emit(network, node, twin, *node.args)
+
+
 _PADS = {
     ("reflect", 2): aten.reflection_pad1d.default,
     ("reflect", 4): aten.reflection_pad2d.default,
@@ -200,6 +214,8 @@ _PADS = {
 @rewrite("pad")
 def _pad(network: Network, node: fx.Node) -> fx.Node | None:
     pads, mode = argument(node, "pad"), argument(node, "mode", "constant")
+    if all(width == 0 for width in pads):
+        return node.args[0]  # type: ignore[return-value]
     if mode == "constant":
         return _emit(
             network, node, aten.constant_pad_nd.default, node.args[0], pads, argument(node, "value") or 0

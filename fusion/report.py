@@ -14,27 +14,35 @@ Outcome = Literal["folded", "partly", "kept"]
 
 @dataclass(frozen=True)
 class Row:
-    """One normalization: its layer, its operator, what became of it, the layers that took it, and why."""
+    """One normalization: its layer, its operator, what became of it, the layers that took it, why what is left stays,
+    and the certificate of its fold: by how much the values behind it differ, relative to the largest (None: not
+    measured).
+    """
 
     layer: str
     op: str
     outcome: Outcome
     into: tuple[str, ...]
     reason: str
+    certificate: float | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """Every normalization of a network, in execution order."""
+    """Every normalization of a network, in execution order.
+
+    certificate: the largest of all folds, those of constants included (None: not measured).
+    """
 
     rows: tuple[Row, ...]
+    certificate: float | None = None
 
     def count(self, outcome: Outcome) -> int:
         return sum(row.outcome == outcome for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         counts = {outcome: self.count(outcome) for outcome in ("folded", "partly", "kept")}
-        return {**counts, "rows": [asdict(row) for row in self.rows]}
+        return {**counts, "certificate": self.certificate, "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
         lines = [

@@ -12,11 +12,23 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, fx
 
-from fusion.affine import RUNNING, AffineNode, Coefficients, affine_node, compact, then
+from fusion.affine import RUNNING, AffineNode, Coefficients, affine_node, compact, reshaped, then
 from fusion.linear import LinearLayer, linear_layer_ending_at
-from fusion.network import Network, op_name
+from fusion.network import Network, op_name, reads_values
 from fusion.normalize import argument
-from fusion.passes.plan import Obstacle, Plan, fits_behind, fold_behind, name_of, removal, replace_by_affine
+from fusion.passes.plan import (
+    Obstacle,
+    Plan,
+    fits_behind,
+    fold_behind,
+    fold_bias_behind,
+    mixes_alike,
+    name_of,
+    removal,
+    replace_by_affine,
+)
+from fusion.passes.thresholds import BENT, bends_of, write_bends
+from fusion.recognize import owner
 from fusion.registry import Registry
 
 aten = torch.ops.aten
@@ -27,26 +39,43 @@ Edit: TypeAlias = Callable[[], None]
 Handler: TypeAlias = Callable[[Network, fx.Node, Coefficients], tuple[list[Demand], list[Edit]]]
 # How operators hand a demand on.
 handler: Registry[Handler] = Registry()
+# How activations hand it on, when their bends may move.
+bender: Registry[Handler] = Registry()
 
 
-def plan_backward(network: Network, start: AffineNode) -> Plan:
-    """Move the map at `start` into the layers before it. Raises Obstacle."""
+def plan_backward(network: Network, start: AffineNode, *, bending: bool = False) -> Plan:
+    """Move the map at `start` into the layers before it. Raises Obstacle.
+
+    bending: activations on the way may get their bends at other places (see `plan_behind_activations`).
+    """
     if start.strip is not None:
         raise Obstacle("it stands behind statistics of its input")
+    taken_out = removal(network, start.node, start.source)
+    if start.coefficients.is_identity:  # x + 0, x * 1
+        return Plan((taken_out,), (), (owner(network, start),), frozenset({start.node}), (start.node,))
     edits: list[Edit] = []
     into: list[str | fx.Node] = []
+    region = {start.node}
     todo: list[tuple[fx.Node, Coefficients, fx.Node]] = [
         (start.source, compact(start.coefficients), start.node)
     ]
     while todo:
         node, coefficients, asker = todo.pop()
         layer = linear_layer_ending_at(network, node)
-        if any(user is not asker for user in node.users):
-            others = next(name_of(user) for user in node.users if user is not asker)
-            raise Obstacle(f"'{name_of(node)}' before it is also read by '{others}'")
+        others = [user for user in node.users if user is not asker and reads_values(user)]
+        if others:
+            raise Obstacle(f"'{name_of(node)}' before it is also read by '{name_of(others[0])}'")
         if coefficients.is_identity:
             continue
+        region.add(node)
         if layer is not None:
+            region.add(layer.node)
+            if coefficients.vector(-1) is None and mixes_alike(layer, coefficients.scale):
+                edits.append(_passing(network, layer, coefficients))
+                todo.append(
+                    (layer.source, Coefficients(coefficients.scale, 0 * coefficients.scale), layer.node)
+                )
+                continue
             fits_behind(network, layer.node, coefficients)
             edits.append(_folding(network, layer, coefficients))
             into.append(layer.name)
@@ -64,6 +93,8 @@ def plan_backward(network: Network, start: AffineNode) -> Plan:
                 todo.append((own.source, both, node))
             continue
         function = handler.get(op_name(node)) if node.op == "call_function" else None
+        if bending and node.op == "call_function":
+            function = bender.get(op_name(node)) or function
         if function is None:
             what = (
                 "the network's input" if node.op == "placeholder" else f"'{name_of(node)}' ({op_name(node)})"
@@ -76,20 +107,33 @@ def plan_backward(network: Network, start: AffineNode) -> Plan:
     if not into:
         raise Obstacle("nothing writes it")
     # Edits change nodes in place, so the order does not matter.
-    return Plan((*edits, removal(network, start.node, start.source)), tuple(dict.fromkeys(into)))
+    edits.append(taken_out)
+    return Plan(
+        tuple(edits), tuple(dict.fromkeys(into)), (owner(network, start),), frozenset(region), (start.node,)
+    )
+
+
+def plan_behind_activations(network: Network, start: AffineNode) -> Plan:
+    """Backward too, but past piecewise linear activations, whose bends move: for maps that find no reader to take them
+    (a residual sum behind them), since an activation that stays as it is explains more simply. Raises Obstacle."""
+    return plan_backward(network, start, bending=True)
 
 
 def _folding(network: Network, layer: LinearLayer, coefficients: Coefficients) -> Edit:
     return lambda: fold_behind(network, layer.node, coefficients)
 
 
+def _passing(network: Network, layer: LinearLayer, coefficients: Coefficients) -> Edit:
+    return lambda: fold_bias_behind(network, layer.node, coefficients)
+
+
 def _merging(network: Network, own: AffineNode, both: Coefficients) -> Edit:
     return lambda: replace_by_affine(network, own.node, both)
 
 
-@handler("add")
+@handler("add", "sub")
 def _sum(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
-    """S (a + b) + T = (S a + T) + S b; a constant summand is scaled itself."""
+    """S (a + b) + T = (S a + T) + S b, S (a - b) + T = (S a + T) - S b."""
     if argument(node, "alpha", 1) != 1 or node.args[0] is node.args[1]:
         raise Obstacle(f"'{name_of(node)}' adds a multiple")
     shape = node.meta["shape"]
@@ -118,6 +162,19 @@ def _join(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand
     return demands, []
 
 
+@handler("stack")
+def _stack(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
+    """S stack(a, b) + T = stack(S_a a + T_a, S_b b + T_b)."""
+    parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
+    axis = int(argument(node, "dim", 0)) % len(node.meta["shape"])
+    if len(set(parts)) != len(parts) or axis == 0:
+        raise Obstacle(f"'{name_of(node)}' joins the same tensor twice, or along the batch")
+    return [
+        (part, c.map(lambda t, i=i: _slice(t, axis, i, 1).squeeze(axis)))  # type: ignore[misc]
+        for i, part in enumerate(parts)
+    ], []
+
+
 def _slice(t: Tensor, axis: int, start: int, size: int) -> Tensor:
     return t if t.shape[axis] == 1 else t.narrow(axis, start, size)
 
@@ -128,6 +185,22 @@ def _rectified(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[D
     if bool(c.shift.any()) or not bool((c.scale > 0).all()):
         raise Obstacle(f"a shift or a sign does not pass '{name_of(node)}' ({op_name(node)}) backward")
     return [(node.args[0], c)], []  # type: ignore[list-item]
+
+
+@bender(*BENT)
+def _bent(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
+    """S relu(x) + T = max(S x + T, T) for S >= 0 and min(S x + T, T) for S < 0: with every bound b at S b + T; a leaky
+    slope a gives a u + (1 - a) max(u, T) of u = S x + T."""
+    bends = bends_of(network, node)
+    scale, shift = c.broadcast()
+
+    def edit() -> None:
+        # Where S = 0, u = T, and any bend at T leaves it.
+        write_bends(
+            network, node, bends, torch.where(scale < 0, -1.0, 1.0), lambda bound: scale * bound + shift
+        )
+
+    return [(node.args[0], c)], [edit]  # type: ignore[list-item]
 
 
 @handler("max_pool1d", "max_pool2d", "max_pool3d")
@@ -162,12 +235,10 @@ def _average(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Dem
 def _reshape(network: Network, node: fx.Node, c: Coefficients) -> tuple[list[Demand], list[Edit]]:
     """The same values in another shape."""
     source: fx.Node = node.args[0]  # type: ignore[assignment]
-    before, after = source.meta["shape"], node.meta["shape"]
-    if any(s is None for s in (*before[1:], *after[1:])):
+    scale, shift = (reshaped(t, node.meta["shape"], source.meta["shape"]) for t in (c.scale, c.shift))
+    if scale is None or shift is None:
         raise Obstacle(f"'{name_of(node)}' ({op_name(node)}) moves samples")
-    full = c.full(after)
-    size = [1, *[int(s) for s in before[1:]]]
-    return [(source, full.map(lambda t: t.reshape(size)))], []
+    return [(source, Coefficients(scale, shift))], []
 
 
 @handler("permute", "transpose")

@@ -14,19 +14,23 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from fusion.affine import RUNNING, AffineNode, Coefficients, affine_node, compact, then
-from fusion.linear import linear_layer, linear_layer_ending_at
-from fusion.network import Network, is_size_arithmetic, op_name
+from fusion.affine import RUNNING, AffineNode, Coefficients, affine_node, compact, reshaped, then
+from fusion.linear import LinearLayer, linear_layer, linear_layer_ending_at
+from fusion.network import Network, is_size_arithmetic, op_name, reads_values
 from fusion.normalize import argument
 from fusion.passes.plan import (
     Obstacle,
     Plan,
     fits_in_front,
+    fold_bias_in_front,
     fold_in_front,
+    mixes_alike,
     name_of,
     removal,
     replace_by_affine,
 )
+from fusion.passes.thresholds import BENT, Bends, bends_of, bound_of, write_bends
+from fusion.recognize import owner
 from fusion.registry import Registry
 
 aten = torch.ops.aten
@@ -53,6 +57,7 @@ def plan_forward(network: Network, start: AffineNode) -> Plan:
     known: dict[fx.Node, Coefficients | tuple[Coefficients, ...]] = {start.node: compact(start.coefficients)}
     edits: list[Callable[[], None]] = []
     into: list[str | fx.Node] = []
+    takers: list[fx.Node] = []
     waiting = set(start.node.users)
     node = start.node
     while waiting:
@@ -60,21 +65,32 @@ def plan_forward(network: Network, start: AffineNode) -> Plan:
         if node not in waiting:
             continue
         waiting.remove(node)
-        if is_size_arithmetic(node):
+        if not reads_values(node):
             continue
         if node.op == "output":
             raise Obstacle("the network's output shows it")
         step = _step(network, node, known)
         edits += step.edits
         into += step.into
-        if step.output is not None:
-            known[node] = compact(step.output) if isinstance(step.output, Coefficients) else step.output
-            waiting |= set(node.users)
+        if step.output is None:
+            takers.append(node)
+            continue
+        output = compact(step.output) if isinstance(step.output, Coefficients) else step.output
+        if isinstance(output, Coefficients) and output.is_identity:  # another part of what was joined
+            continue
+        known[node] = output
+        waiting |= set(node.users)
 
     if not into:
         raise Obstacle("nothing reads it")
     last = start.strip or removal(network, start.node, start.source)
-    return Plan((*edits, last), tuple(dict.fromkeys(into)))
+    # A layer that has a bias map, or gets one, answers behind it.
+    layers = [linear_layer(network, node) for node in takers]
+    ends = [node if layer is None else layer.output for node, layer in zip(takers, layers, strict=True)]
+    region = frozenset((*known, *takers, *ends))
+    # What has several results (lstm) is seen where they are read.
+    ends = [end for node in ends for end in ([node] if node.meta["shape"] is not None else node.users)]
+    return Plan((*edits, last), tuple(dict.fromkeys(into)), (owner(network, start),), region, tuple(ends))
 
 
 def _step(network: Network, node: fx.Node, known: Known) -> Step:
@@ -85,6 +101,8 @@ def _step(network: Network, node: fx.Node, known: Known) -> Step:
         ):
             raise Obstacle(f"it makes the weights of '{name_of(node)}'")
         coefficients = _one(known, layer.source)
+        if coefficients.vector(-1) is None and mixes_alike(layer, coefficients.scale):
+            return _through(network, layer, coefficients)
         fits_in_front(network, node, coefficients)
         return Step(None, (lambda: fold_in_front(network, node, coefficients),), (layer.name,))
     own = affine_node(network, node)
@@ -103,6 +121,15 @@ def _step(network: Network, node: fx.Node, known: Known) -> Step:
     return function(network, node, known)
 
 
+def _through(network: Network, layer: LinearLayer, c: Coefficients) -> Step:
+    """W (S x + T) + b = S (W x + b'): the layer takes the shift and passes the scale on, alone, since a product behind
+    it would let nothing else pass."""
+    if layer.bias_map is not None or bool((c.scale == 0).any()):
+        raise Obstacle(f"'{layer.name}' mixes values along another axis, and its scale has zeros")
+    passed = Coefficients(c.scale, 0 * c.scale)
+    return Step(passed, (lambda: fold_bias_in_front(network, layer.node, c),), (layer.name,))
+
+
 def _one(known: Known, node: Any) -> Coefficients:
     found = known[node]
     assert isinstance(found, Coefficients)
@@ -110,45 +137,56 @@ def _one(known: Known, node: Any) -> Coefficients:
 
 
 # --- operators that move values, or mix values of one channel linearly ----------------------------------
-_MOVING = (
+MOVING = (
     "reshape flatten unflatten permute transpose t squeeze unsqueeze expand slice select narrow flip roll index_select "
     "pixel_shuffle pixel_unshuffle to _to_copy reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d "
     "split split_with_sizes chunk unbind upsample_nearest2d repeat im2col"
 ).split()
 
 
-@handler(*_MOVING)
+@handler(*MOVING)
 def _move(network: Network, node: fx.Node, known: Known) -> Step:
     """op(S x + T) = op(S) op(x) + op(T) where op only moves values."""
-    source = node.args[0]
-    coefficients = _one(known, source).full(source.meta["shape"])  # type: ignore[union-attr]
-    scale, shift = (_run(network, node, t) for t in (coefficients.scale, coefficients.shift))
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    coefficients = _one(known, source).full(source.meta["shape"])
+    scale, shift = (run_on(network, node, t) for t in (coefficients.scale, coefficients.shift))
     if isinstance(scale, Tensor):
-        return Step(Coefficients(_per_sample(scale), _per_sample(shift)))
-    pairs = zip(scale, shift, strict=True)
-    return Step(tuple(compact(Coefficients(_per_sample(s), _per_sample(t))) for s, t in pairs))
+        return Step(_per_sample(node, Coefficients(scale, shift)))
+    return Step(tuple(Coefficients(s, t) for s, t in zip(scale, shift, strict=True)))
+
+
+@handler("reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
+def _reshape(network: Network, node: fx.Node, known: Known) -> Step:
+    """The same values in another shape, where samples may be spread over the first axis or gathered from it."""
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    found, before, after = _one(known, source), source.meta["shape"], node.meta["shape"]
+    scale, shift = (reshaped(t, before, after) for t in (found.scale, found.shift))
+    return _move(network, node, known) if scale is None or shift is None else Step(Coefficients(scale, shift))
 
 
 @handler("getitem")
 def _item(network: Network, node: fx.Node, known: Known) -> Step:
     parts = known[node.args[0]]  # type: ignore[index]
     assert isinstance(parts, tuple)
-    return Step(parts[node.args[1]])  # type: ignore[index]
+    index = int(node.args[1])  # type: ignore[arg-type]
+    if index >= len(parts):
+        raise Obstacle(f"'{name_of(node)}' takes one sample of the batch")
+    return Step(_per_sample(node, parts[index]))
 
 
-_AVERAGING = (
+AVERAGING = (
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean sum "
     "upsample_bilinear2d upsample_bicubic2d"
 ).split()
 
 
-@handler(*_AVERAGING)
+@handler(*AVERAGING)
 def _average(network: Network, node: fx.Node, known: Known) -> Step:
     """op(S x + T) = S op(x) + op(T) where op is linear and mixes only values of one S."""
     source: fx.Node = node.args[0]  # type: ignore[assignment]
     coefficients = _one(known, source)
     shape = source.meta["shape"]
-    mixed = _mixed_axes(node, len(shape))
+    mixed = mixed_axes(node, len(shape))
     if any(coefficients.scale.shape[axis] != 1 for axis in mixed):
         raise Obstacle(f"its scale varies over the values that '{name_of(node)}' ({op_name(node)}) averages")
     scale = coefficients.scale
@@ -161,7 +199,8 @@ def _average(network: Network, node: fx.Node, known: Known) -> Step:
         if scale.ndim != shift.ndim:
             shift = shift.reshape([size for axis, size in enumerate(shift.shape) if axis not in mixed])
     else:
-        shift = _per_sample(_run(network, node, coefficients.full(shape).shift))
+        shift = run_on(network, node, coefficients.full(shape).shift)
+        shift = _per_sample(node, Coefficients(shift, shift)).shift
     return Step(Coefficients(scale, shift))
 
 
@@ -174,7 +213,7 @@ def _averages_exactly(node: fx.Node) -> bool:
     return op != "sum"
 
 
-def _mixed_axes(node: fx.Node, rank: int) -> list[int]:
+def mixed_axes(node: fx.Node, rank: int) -> list[int]:
     if op_name(node) in ("mean", "sum"):
         axes = argument(node, "dim")
         return [a % rank for a in axes] if axes else list(range(rank))
@@ -215,7 +254,7 @@ def _max(network: Network, node: fx.Node, known: Known) -> Step:
     source: fx.Node = node.args[0]  # type: ignore[assignment]
     coefficients = _one(known, source)
     rank = len(source.meta["shape"])
-    axes = [a % rank for a in argument(node, "dim")] if op_name(node) == "amax" else _mixed_axes(node, rank)
+    axes = [a % rank for a in argument(node, "dim")] if op_name(node) == "amax" else mixed_axes(node, rank)
     if any(t.shape[axis] != 1 for axis in axes for t in (coefficients.scale, coefficients.shift)):
         raise Obstacle(f"it varies over the values that '{name_of(node)}' ({op_name(node)}) compares")
     edits: tuple[Callable[[], None], ...] = ()
@@ -239,113 +278,33 @@ def _flip_signs(network: Network, node: fx.Node, scale: Tensor) -> None:
     node.update_arg(0, flipped)
 
 
-@handler("relu", "relu6", "hardtanh", "clamp", "clamp_min", "leaky_relu", "prelu")
+@handler(*BENT)
 def _threshold(network: Network, node: fx.Node, known: Known) -> Step:
     """relu(S x + T) = S max(x, -T/S) + T for S > 0, S min(x, -T/S) + T for S < 0, and relu(T) for S = 0; likewise for
     two bounds; a leaky slope a gives S (a x + (1 - a) max(x, -T/S)) + T (the thresholded activation of Pahde et al.
     2023, arXiv:2211.17174, appendix)."""
-    source: fx.Node = node.args[0]  # type: ignore[assignment]
-    coefficients = _one(known, source)
-    op = op_name(node)
-    bounds = _BOUNDS[op](node)
-    if bounds is None:
-        raise Obstacle(f"the bounds of '{name_of(node)}' ({op}) are no constants")
-    low, high = bounds
-    slope = _slope(network, node)
+    return _bent(network, node, _one(known, node.args[0]), bends_of(network, node), 0)
+
+
+@handler("maximum", "minimum")
+def _bounded(network: Network, node: fx.Node, known: Known) -> Step:
+    """max(S x + T, c) is an activation with a bend at the constant c; min likewise."""
+    place = 0 if node.args[0] in known else 1
+    return _bent(network, node, _one(known, node.args[place]), bound_of(network, node, place), place)
+
+
+def _bent(network: Network, node: fx.Node, coefficients: Coefficients, bends: Bends, place: int) -> Step:
+    """f(S x + T) = S f'(x) + T, where f' has the bends of f as x sees them; where S = 0 it is the constant f(T)."""
     scale, shift = coefficients.broadcast()
     zero = scale == 0
-    if bool(zero.any()):
-        # Where S = 0 the output is the constant f(T): S' = 0, T' = f(T), whatever the new node says.
-        answer = _activation(shift, low, high, slope)
-        shift_out = torch.where(zero, answer, shift)
-    else:
-        shift_out = shift
+    # Where S = 0: S' = 0, T' = f(T), whatever the new node says.
+    shift_out = torch.where(zero, bends(shift), shift) if bool(zero.any()) else shift
 
     def edit() -> None:
-        _write_thresholds(network, node, coefficients, low, high, slope)
+        safe = torch.where(zero, torch.ones_like(scale), scale)
+        write_bends(network, node, bends, scale, lambda bound: (bound - shift) / safe, place)
 
     return Step(Coefficients(scale, shift_out), (edit,))
-
-
-_BOUNDS: dict[str, Callable[[fx.Node], tuple[float | None, float | None] | None]] = {
-    "relu": lambda n: (0.0, None),
-    "relu6": lambda n: (0.0, 6.0),
-    "leaky_relu": lambda n: (0.0, None),
-    "prelu": lambda n: (0.0, None),
-    "hardtanh": lambda n: (float(argument(n, "min_val")), float(argument(n, "max_val"))),
-    "clamp": lambda n: _numbers(argument(n, "min"), argument(n, "max")),
-    "clamp_min": lambda n: _numbers(argument(n, "min"), None),
-}
-
-
-def _numbers(low: Any, high: Any) -> tuple[float | None, float | None] | None:
-    if any(v is not None and not isinstance(v, int | float) for v in (low, high)):
-        return None
-    return (None if low is None else float(low)), (None if high is None else float(high))
-
-
-def _slope(network: Network, node: fx.Node) -> Tensor | None:
-    if op_name(node) == "leaky_relu":
-        return torch.tensor(float(argument(node, "negative_slope")), dtype=torch.float64)
-    if op_name(node) == "prelu":
-        weight = network.constant(node.args[1])
-        if weight is None:
-            raise Obstacle(f"the slopes of '{name_of(node)}' are no constants")
-        rank = len(node.meta["shape"])
-        return weight.double().reshape([1, -1, *[1] * (rank - 2)] if weight.numel() > 1 else [1] * rank)
-    return None
-
-
-def _activation(t: Tensor, low: float | None, high: float | None, slope: Tensor | None) -> Tensor:
-    clamped = t.clamp(low, high)
-    return clamped if slope is None else slope * t + (1 - slope) * clamped
-
-
-def _write_thresholds(
-    network: Network,
-    node: fx.Node,
-    coefficients: Coefficients,
-    low: float | None,
-    high: float | None,
-    slope: Tensor | None,
-) -> None:
-    scale, shift = coefficients.broadcast()
-    safe = torch.where(scale == 0, torch.ones_like(scale), scale)
-    source: fx.Node = node.args[0]  # type: ignore[assignment]
-    dtype, layer = node.meta["dtype"], name_of(node)
-    graph = network.graph
-
-    def constant(name: str, t: Tensor) -> fx.Node:
-        return network.add_constant(f"{layer}.{name}", t.to(dtype).contiguous(), before=node)
-
-    def emit(target: Callable[..., Any], *args: Any) -> fx.Node:
-        with graph.inserting_before(node):
-            new = graph.call_function(target, args)
-        new.meta = {**node.meta}
-        return new
-
-    value = source
-    for name, bound, lower in (("threshold", low, True), ("ceiling", high, False)):
-        if bound is None:
-            continue
-        at = constant(name, (bound - shift) / safe)
-        # A lower bound of S x + T is an upper bound of x where S < 0.
-        up, down = (emit(t, value, at) if needed else None for t, needed in (
-            (aten.maximum.default, bool(((scale > 0) if lower else (scale < 0)).any())),
-            (aten.minimum.default, bool(((scale < 0) if lower else (scale > 0)).any())),
-        ))  # fmt: skip
-        if up is not None and down is not None:
-            mask = network.add_constant(
-                f"{layer}.{name}_side", (scale > 0) if lower else (scale <= 0), before=node
-            )
-            value = emit(aten.where.self, mask, up, down)
-        else:
-            value = up or down or value
-    if slope is not None:
-        leak = emit(aten.mul.Tensor, source, constant("slope", slope))
-        value = emit(aten.add.Tensor, leak, emit(aten.mul.Tensor, value, constant("rest", 1 - slope)))
-    node.replace_all_uses_with(value)
-    graph.erase_node(node)
 
 
 # --- operators with several inputs ----------------------------------------------------------------------
@@ -423,6 +382,51 @@ def _joined(parts: list[Tensor], axis: int) -> Tensor:
     )
 
 
+@handler("stack")
+def _stack(network: Network, node: fx.Node, known: Known) -> Step:
+    """stack(S x + T, y) = stack(S, 1) stack(x, y) + stack(T, 0)."""
+    parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
+    rank = len(node.meta["shape"])
+    axis = int(argument(node, "dim", 0)) % rank
+    if axis == 0:
+        raise Obstacle(f"'{name_of(node)}' joins along the batch")
+    one = torch.ones([1] * (rank - 1), dtype=torch.float64)
+    found = [_one(known, part) if part in known else Coefficients(one, 0 * one) for part in parts]
+    scales, shifts = ([getattr(c, name).unsqueeze(axis) for c in found] for name in ("scale", "shift"))
+    return Step(Coefficients(_joined(scales, axis), _joined(shifts, axis)))
+
+
+@handler("lstm")
+def _recurrent(network: Network, node: fx.Node, known: Known) -> Step:
+    """W_ih (S x + T) + b_ih = (W_ih S) x + (W_ih T + b_ih) in the first layer, in each direction."""
+    sequence, states, parameters, biased, _, _, _, both_ways, *_ = node.args
+    coefficients = _one(known, sequence) if sequence in known else None
+    vectors = None if coefficients is None else coefficients.vector(-1)
+    if vectors is None or any(n in known for n in (*states, *parameters)):  # type: ignore[misc]
+        raise Obstacle(f"it does not run along the axis that '{name_of(node)}' (lstm) reads")
+    per_direction = 4 if biased else 2  # W_ih, W_hh, b_ih, b_hh
+    starts = (0, per_direction) if both_ways else (0,)
+    weights = [network.constant(parameters[i]) for i in starts]  # type: ignore[index]
+    biases = [network.constant(parameters[i + 2]) for i in starts] if biased else []  # type: ignore[index]
+    if any(t is None for t in (*weights, *biases)) or (not biased and bool(vectors[1].any())):
+        raise Obstacle(f"'{name_of(node)}' (lstm) has no constant weights and biases to take it")
+
+    def edit() -> None:
+        new: list[fx.Node] = list(node.args[2])  # type: ignore[arg-type]
+        for i in starts:
+            weight = network.constants[str(new[i].target)]
+            shifted = weight.double() @ vectors[1].expand(weight.shape[1])
+            scaled = (weight.double() * vectors[0]).to(weight.dtype)
+            new[i] = network.add_constant(str(new[i].target), scaled, before=node)
+            if biased:
+                bias = network.constants[str(new[i + 2].target)]
+                total = (bias.double() + shifted).to(bias.dtype)
+                new[i + 2] = network.add_constant(str(new[i + 2].target), total, before=node)
+        node.update_arg(2, new)
+
+    return Step(None, (edit,), (name_of(node),))
+
+
 @handler("scaled_dot_product_attention")
 def _attention(network: Network, node: fx.Node, known: Known) -> Step:
     """sum_j p_j (S v_j + T) = S (sum_j p_j v_j) + T, since sum_j p_j = 1, with S and T the same for all tokens."""
@@ -436,7 +440,7 @@ def _attention(network: Network, node: fx.Node, known: Known) -> Step:
 
 
 # --- running an operator on coefficients ----------------------------------------------------------------
-def _run(network: Network, node: fx.Node, value: Tensor) -> Any:
+def run_on(network: Network, node: fx.Node, value: Tensor) -> Any:
     """The node's own operator on coefficients in the place of its first argument, for a batch of one."""
     sizes: dict[fx.Node, Any] = {}
 
@@ -477,10 +481,21 @@ def _size(node: fx.Node, sizes: dict[fx.Node, Any]) -> Any:
     return sizes[node]
 
 
-def _per_sample(t: Tensor) -> Tensor:
-    """Coefficients whose first axis is the batch again: where samples were spread over it, they must be alike."""
-    if t.shape[0] != 1:
-        if not bool((t == t[:1]).all()):
-            raise Obstacle("it differs between the parts that a reshape spreads over the batch")
-        t = t[:1]
-    return t
+def _per_sample(node: fx.Node, coefficients: Coefficients) -> Coefficients:
+    """An operator's answer to coefficients as coefficients of its output: along the axis that follows the batch they
+    must be alike, and along every other one there must be as many as there are values."""
+
+    def fit(t: Tensor) -> Tensor:
+        shape = node.meta["shape"]
+        if t.ndim != len(shape) or any(
+            n not in (1, size) for n, size in zip(t.shape, shape, strict=True) if size
+        ):
+            raise Obstacle(f"'{name_of(node)}' ({op_name(node)}) mixes samples of a batch")
+        for axis, size in enumerate(shape):
+            if size is None and t.shape[axis] != 1:
+                if not bool((t == t.narrow(axis, 0, 1)).all()):
+                    raise Obstacle("it differs between the parts that a reshape spreads over the batch")
+                t = t.narrow(axis, 0, 1)
+        return t
+
+    return coefficients.map(fit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -21,10 +22,17 @@ class Obstacle(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """Edits that together move an affine map into the layers named in `into`, or into a batch norm (its node)."""
+    """Edits that together move a map into the layers named in `into`, or into a batch norm (its node).
+
+    They change the nodes of `region` only, and none of the values of `unchanged`. `folded` are the nodes whose map
+    moves.
+    """
 
     edits: tuple[Callable[[], None], ...]
     into: tuple[str | fx.Node, ...]
+    folded: tuple[fx.Node, ...]
+    region: frozenset[fx.Node]
+    unchanged: tuple[fx.Node, ...]
 
     def carry_out(self) -> None:
         for edit in self.edits:
@@ -61,6 +69,38 @@ def fold_in_front(network: Network, node: fx.Node, coefficients: Coefficients) -
     _write(network, layer, layer.scale_inputs(weight, _spread(scale, _inputs(layer))), bias)
 
 
+def fold_beside(network: Network, node: fx.Node, coefficients: Coefficients) -> None:
+    """Let the linear layer at `node` answer W x + b + S x + T: W' = W + S I ; b' = b + T. It must write as many values
+    as it reads, and the middle of its kernel, where it has one, must stand on the value itself."""
+    layer = _layer(network, node)
+    weight = _weight(network, layer).clone()
+    scale = _spread(_vector(coefficients.scale, layer.output_axis), _outputs(layer))
+    outputs = torch.arange(len(weight))
+    middle = [size // 2 for size in weight.shape[2:]]
+    places: list[Any] = [outputs, outputs % weight.shape[1], *middle]
+    weight[tuple(places)] += scale
+    bias = _bias(network, layer, len(layer.node.meta["shape"])) + coefficients.shift
+    _write(network, layer, weight, bias)
+
+
+def center_outputs(network: Network, node: fx.Node) -> None:
+    """Let the linear layer at `node` answer C y, with C = I - 1 1^T / d along its outputs: W' = C W ; b' = C b."""
+    layer = _layer(network, node)
+    rank = len(layer.node.meta["shape"])
+    weight = _weight(network, layer)
+    outputs = 1 if layer.kind == "conv_transpose" else 0
+    bias = _bias(network, layer, rank)
+    axis = layer.output_axis % rank
+    if bias.shape[axis] == 1:
+        bias = torch.zeros_like(bias)
+    _write(
+        network,
+        layer,
+        weight - weight.mean(outputs, keepdim=True),
+        bias - bias.mean(axis, keepdim=True),
+    )
+
+
 def compact_to(t: Tensor, axis: int) -> Tensor:
     """The first entry along every axis but one."""
     axis %= t.ndim
@@ -75,6 +115,32 @@ def fits_behind(network: Network, node: fx.Node, coefficients: Coefficients) -> 
     layer = _layer(network, node)
     if _vector_or_none(coefficients.scale, layer.output_axis) is None:
         raise Obstacle(f"its scale does not run along the axis that '{layer.name}' writes")
+
+
+def mixes_alike(layer: LinearLayer, scale: Tensor) -> bool:
+    """Whether S W x = W S x though S is no vector along the layer's axis: a linear layer along an axis on which S does
+    not vary (token mixers) commutes with it."""
+    return layer.kind == "linear" and scale.shape[-1] == 1
+
+
+def fold_bias_in_front(network: Network, node: fx.Node, coefficients: Coefficients) -> None:
+    """Let the linear layer at `node` answer y / S where it answers y to S x + T, S as `mixes_alike` says and without
+    zeros: W (S x + T) + b = S (W x + b') with b' = (W T + b) / S."""
+    layer = _layer(network, node)
+    weight = _weight(network, layer)
+    shift = coefficients.full(layer.source.meta["shape"]).shift
+    answer = compact(
+        Coefficients(coefficients.scale, layer.function()(shift.contiguous(), weight, None))
+    ).shift
+    _write(network, layer, weight, (_bias(network, layer, answer.ndim) + answer) / coefficients.scale)
+
+
+def fold_bias_behind(network: Network, node: fx.Node, coefficients: Coefficients) -> None:
+    """Let the linear layer at `node` answer S y + T where it is given S x, S as `mixes_alike` says: S (W x + b) + T =
+    W (S x) + b' with b' = S b + T."""
+    layer = _layer(network, node)
+    bias = _bias(network, layer, len(layer.node.meta["shape"]))
+    _write(network, layer, _weight(network, layer), bias * coefficients.scale + coefficients.shift)
 
 
 def fits_in_front(network: Network, node: fx.Node, coefficients: Coefficients) -> None:
@@ -206,5 +272,4 @@ def _set(
 
 
 def _only_reader(network: Network, constant: fx.Node, reader: fx.Node) -> bool:
-    same = [n for n in network.graph.nodes if n.op == "get_attr" and n.target == constant.target]
-    return len(same) == 1 and list(constant.users) == [reader]
+    return network.has_one_place(str(constant.target)) and list(constant.users) == [reader]

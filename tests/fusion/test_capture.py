@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fusion
 from fusion.errors import CaptureError, NonFiniteWeights
+from fusion.network import op_name
 from tests.nets import FAMILIES, bottleneck, family
 
 
@@ -108,6 +109,18 @@ class FixedBatch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(x.reshape(2, 12))  # type: ignore[no-any-return]
+
+
+def test_padding_by_nothing_vanishes() -> None:
+    """As Swin pads its maps to even sizes, which they have already."""
+
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.nn.functional.pad(x, (0, x.shape[-1] % 2, 0, 0)) * 2
+            return torch.nn.functional.pad(x, (0, 0), mode="replicate").flatten(1)
+
+    network = fusion.capture(Padded(), (torch.randn(2, 3, 4),))
+    assert [op_name(node) for node in network.calls()] == ["mul", "flatten"]
 
 
 def test_a_fixed_batch_is_refused_with_advice() -> None:

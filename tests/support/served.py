@@ -21,6 +21,7 @@ from app.library import Library
 from app.main import create_app
 from app.settings import Settings
 from fusion.errors import ClearfoldError
+from fusion.tracing import TRACING
 from models.convert import convert
 from models.store import Store
 
@@ -53,21 +54,23 @@ def tiny_network(seed: int = 0) -> nn.Module:
 
 def save_onnx(network: nn.Module, path: Path, example: torch.Tensor | None = None) -> Path:
     x = torch.zeros(2, 3, SIZE, SIZE) if example is None else example
-    program = torch.onnx.export(
-        network,
-        (x,),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-        optimize=False,
-    )
+    with TRACING:  # a server of an earlier test may still be at work in this process
+        program = torch.onnx.export(
+            network,
+            (x,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+            optimize=False,
+        )
     assert program is not None
     program.save(path)
     return path
 
 
 def save_torchscript(network: nn.Module, path: Path) -> Path:
-    torch.jit.trace(network, torch.zeros(1, 3, SIZE, SIZE)).save(str(path))  # type: ignore[no-untyped-call]
+    with TRACING:
+        torch.jit.trace(network, torch.zeros(1, 3, SIZE, SIZE)).save(str(path))  # type: ignore[no-untyped-call]
     return path
 
 

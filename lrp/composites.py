@@ -10,6 +10,7 @@ from typing import Any
 
 from fusion.errors import BadComposite
 from fusion.linear import LinearLayer
+from lrp.batch_norm import BatchNormRule
 from lrp.rules import (
     AlphaBeta,
     AnyRule,
@@ -32,7 +33,8 @@ class Composite:
     convolution, linear: the rule for each kind of layer. first: the rule for layers that read the input directly
     (for convolutions only, where `first_convolutions_only`). overrides: (pattern, rule) pairs; the last one whose
     pattern matches the layer's name wins over everything else. norm_epsilon: the stabilizer at residual sums and
-    average pools (the field's Norm rule; 0 lets the gradient do it exactly).
+    average pools (the field's Norm rule; 0 lets the gradient do it exactly). batch_norm: the rule at batch norms that
+    stay in the network, "magnitude", "identity" or "epsilon" (`lrp.batch_norm`).
     """
 
     name: str
@@ -42,6 +44,7 @@ class Composite:
     first_convolutions_only: bool = False
     overrides: tuple[tuple[str, AnyRule], ...] = field(default=())
     norm_epsilon: float = 0.0
+    batch_norm: BatchNormRule = "magnitude"
 
     def override(self, rules: Mapping[str, AnyRule]) -> Composite:
         """The same composite with other rules at the layers whose names match the given names or glob patterns."""
@@ -80,6 +83,7 @@ class Composite:
         parts = [f"convolution {self.convolution}", f"linear {self.linear}"]
         parts += [f"first {self.first}"] if self.first else []
         parts += [f"{pattern} {rule}" for pattern, rule in self.overrides]
+        parts += [f"batch norms {self.batch_norm}"] if self.batch_norm != "magnitude" else []
         return f"{self.name}: " + ", ".join(parts)
 
 

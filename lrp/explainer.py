@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion import Fused, Network, fuse
+from fusion import Fused, Network, Report, fuse
 from fusion.errors import BadInput, UnbalancedLedger
 from lrp.composites import DEFAULT, Composite, build
 from lrp.ledger import Ledger, Recording
@@ -64,8 +64,10 @@ class Explainer:
 
     source: a Network, nn.Module, ExportedProgram, the path of a network file, or a zoo name ("builtin",
     "torchvision:NAME", "timm:NAME"). composite: a name or a Composite; `rules` overrides it by layer name or glob
-    pattern. device: "auto" takes CUDA where there is one. strict: raise UnbalancedLedger where relevance is lost
-    (needs the ledger). The user's network is never changed. Calls from several threads are independent.
+    pattern. device: "auto" takes CUDA where there is one (`network`, the fused twin, stays on the CPU). strict: raise
+    UnbalancedLedger where relevance is lost (needs the ledger). fold=False leaves every normalization in place, for
+    comparisons: the composite's `batch_norm` says what becomes of relevance there. The user's network is never
+    changed. Calls from several threads are independent.
     """
 
     @torch.inference_mode(False)  # tensors made under it cannot take part in a backward pass
@@ -80,6 +82,7 @@ class Explainer:
         strict: bool = True,
         ledger: bool = True,
         example: Tensor | None = None,
+        fold: bool = True,
     ) -> None:
         opened = open_source(source, example)
         self.source = opened
@@ -89,10 +92,13 @@ class Explainer:
         self.with_ledger = ledger
         chosen = build(composite) if isinstance(composite, str) else composite
         self.composite = chosen.override(rules) if rules else chosen
-        fused: Fused = fuse(opened.network.to(device=self.device, dtype=dtype))
+        # Made ready on the CPU, so that every device gets the same numbers; only the surrogate travels.
+        network = opened.network.to(device="cpu", dtype=dtype)
+        fused = fuse(network) if fold else Fused(network, Report(()))
         self.network: Network = fused.network
         self.report = fused.report
-        self._surrogate: Surrogate = build_surrogate(self.network, self.composite)
+        surrogate = build_surrogate(self.network, self.composite)
+        self._surrogate: Surrogate = surrogate if self.device.type == "cpu" else surrogate.to(self.device)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -157,7 +157,8 @@ def stabilize(t: Tensor, epsilon: float) -> Tensor:
     """t + epsilon sign(t) with sign(0) = +1."""
     if epsilon == 0:
         return t
-    return t + torch.where(t >= 0, epsilon, -epsilon)
+    # Not t + where(t >= 0, epsilon, -epsilon): of two Python numbers that would be float32.
+    return torch.where(t >= 0, t + epsilon, t - epsilon)
 
 
 def ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> Tensor:

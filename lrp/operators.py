@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fusion.affine import RUNNING, affine_node
+from fusion.affine import RUNNING, affine_node, along
+from fusion.centred import centred_activation
 from fusion.errors import UnsupportedOperator
 from fusion.network import is_size_arithmetic, op_name
 from fusion.normalize import argument
+from lrp.batch_norm import propagation
 from lrp.graft import passed, ratio, received
+from lrp.held import held_factors
 from lrp.surrogate import Builder, operator_rule
 
 aten = torch.ops.aten
@@ -41,6 +44,9 @@ def _average(builder: Builder, node: fx.Node) -> fx.Node:
 
 @operator_rule("add", "sub", "rsub", "cat", "concat", "stack", "maximum", "minimum")
 def _sum_or_choice(builder: Builder, node: fx.Node) -> fx.Node:
+    centred = centred_activation(builder.network, node)
+    if centred is not None:
+        return _activated(builder, node, centred.args[0])  # type: ignore[arg-type]
     # a + b hands a to a and b to b; constants keep their part.
     joined = op_name(node) in ("cat", "concat", "stack")
     like = None if joined else next(builder.values[n] for n in node.all_input_nodes if builder.depends(n))
@@ -110,47 +116,30 @@ def _norm(builder: Builder, node: fx.Node, value: fx.Node) -> fx.Node:
     "sqrt", "log", "sin", "cos",
 )  # fmt: skip
 def _activation(builder: Builder, node: fx.Node) -> fx.Node:
-    x = builder.values[node.args[0]]  # type: ignore[index]
+    return _activated(builder, node, node.args[0])  # type: ignore[arg-type]
+
+
+def _activated(builder: Builder, node: fx.Node, source: fx.Node) -> fx.Node:
+    """f(x) with the multiplier f(x)/x, x being the value at `source`."""
+    x = builder.values[source]
     value = builder.copied(node, lambda n: builder.detached(builder.values[n]))
     factor = builder.emit(ratio, value, builder.detached(x))
     return builder.graft(node, value, [x], [factor])
 
 
 # --- products ---------------------------------------------------------------------------------------------------------
-_GATES = {"sigmoid", "hardsigmoid", "softmax", "_softmax"}
-
-
-def _is_gate(node: Any) -> bool:
-    """Attention weights and squeeze-and-excite gates choose among signals; they are no signal themselves."""
-    while isinstance(node, fx.Node) and node.op == "call_function":
-        if op_name(node) in _GATES:
-            return True
-        if op_name(node) not in (
-            "reshape",
-            "expand",
-            "unsqueeze",
-            "transpose",
-            "permute",
-            "slice",
-            "select",
-            "flatten",
-        ):
-            return False
-        node = node.args[0]
-    return False
-
-
 @operator_rule("mul", "matmul", "bmm")
 def _product(builder: Builder, node: fx.Node) -> fx.Node:
-    """One factor constant: linear. A gate or attention weights times a signal: all to the signal (CP-LRP, Ali et
-    al. 2022; signal-only gate, Pahde et al. 2023). Two signals: half each (Achtibat et al. 2024, prop. 3.2-3.3)."""
+    """One factor constant: linear. A gate, attention weights or the inverse of a statistic times a signal: all to the
+    signal (CP-LRP, Ali et al. 2022; signal-only gate, Pahde et al. 2023; `lrp.held`). Two signals: half each (Achtibat
+    et al. 2024, prop. 3.2-3.3)."""
     factors = [a for a in node.args[:2] if builder.depends(a)]
     if len(factors) < 2:
         return builder.copied(node)
-    gates = [a for a in factors if _is_gate(a)]
-    if len(gates) == 1:
+    constant = held_factors(builder.network, node)
+    if constant:
         return builder.copied(
-            node, lambda n: builder.detached(builder.values[n]) if n is gates[0] else builder.values[n]
+            node, lambda n: builder.detached(builder.values[n]) if n in constant else builder.values[n]
         )
     value = builder.copied(node)
     half = builder.emit(torch.full_like, builder.detached(value), 0.5)
@@ -202,36 +191,33 @@ def _attention(builder: Builder, node: fx.Node) -> fx.Node:
 
 
 # --- normalizations that fusion could not fold ------------------------------------------------------------------
-def absolute_share(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """The multiplier of R_x = |s x| / (|s x| + |t|) R for y = s x + t: never above |s|, unlike (s x + t) / x."""
-    rank = [1] * (x.ndim - 2)
-    s, t = scale.reshape(1, -1, *rank), shift.reshape(1, -1, *rank)
-    product = s * x
-    return ratio(s.abs() * torch.sign(x) * (product + t), product.abs() + t.abs())
-
-
 @operator_rule("batch_norm", "instance_norm")
 def _kept_affine(builder: Builder, node: fx.Node) -> fx.Node:
-    """A batch norm that stays: relevance is shared by magnitude between the signal and the shift (after Hui & Binder
-    2019, doi:10.1007/978-3-030-20518-8_24)."""
+    """A batch norm that stays, y = s x + t: by the rule that the composite names (`lrp.batch_norm`)."""
     if not RUNNING[op_name(node)](node):
         if op_name(node) == "instance_norm":
             return _statistics(builder, node, axes=list(range(2, len(node.meta["shape"]))))
         raise UnsupportedOperator(
             "aten::batch_norm", str(node.meta.get("layer")),
-            "It uses the statistics of the batch at hand; export the network in evaluation mode.",
+            "It uses the statistics of the batch at hand, so an image's answer depends on its neighbours; give it "
+            "running statistics (track_running_stats=True) and export the network in evaluation mode.",
         )  # fmt: skip
     bn = affine_node(builder.network, node)
     vectors = None if bn is None else bn.coefficients.vector(1)
     if bn is None or vectors is None:
         raise _unsupported(node)
-    x = builder.values[bn.source]
+    rule = propagation(builder.composite.batch_norm)
+    source = bn.source
+    if rule.through_relu and op_name(source) == "relu":
+        source = source.args[0]  # type: ignore[assignment]
+    x = builder.values[source]
+    rank = len(node.meta["shape"])
     scale, shift = (
-        builder.constant(f"{node.name}.{name}", vector.to(builder.network.dtype).contiguous())
+        builder.constant(f"{node.name}.{name}", along(vector, 1, rank).to(builder.network.dtype).contiguous())
         for name, vector in zip(("scale", "shift"), vectors, strict=True)
     )
     value = builder.copied(node, lambda n: builder.detached(builder.values[n]))
-    factor = builder.emit(absolute_share, builder.detached(x), scale, shift)
+    factor = builder.emit(rule.multiplier, builder.detached(x), builder.detached(value), scale, shift)
     return builder.graft(node, value, [x], [factor])
 
 
@@ -270,6 +256,29 @@ def _statistics(
 def _layer_norm(builder: Builder, node: fx.Node) -> fx.Node:
     count = len(argument(node, "normalized_shape"))
     return _statistics(builder, node, axes=list(range(-count, 0)), channels=False)
+
+
+def scaled(x: Tensor, axes: list[int], eps: float, weight: Tensor | None) -> Tensor:
+    """x / rms(x) * weight with the root mean square held constant."""
+    rms = torch.sqrt(x.detach().square().mean(axes, keepdim=True) + eps)
+    return x / rms * (1 if weight is None else weight)
+
+
+@operator_rule("rms_norm")
+def _rms_norm(builder: Builder, node: fx.Node) -> fx.Node:
+    """The LN-rule (Ali et al. 2022) where nothing is centred: the root mean square is held constant, so that relevance
+    passes unchanged."""
+    weight = argument(node, "weight")
+    if weight is not None and builder.network.constant(weight) is None:
+        raise _unsupported(node)
+    eps = argument(node, "eps")
+    if eps is None:  # as torch.nn.RMSNorm has it
+        eps = torch.finfo(node.meta["dtype"]).eps
+    axes = list(range(-len(argument(node, "normalized_shape")), 0))
+    x = builder.values[node.args[0]]  # type: ignore[index]
+    value = builder.copied(node, lambda n: builder.detached(builder.values[n]))
+    carrier = builder.emit(scaled, x, axes, float(eps), None if weight is None else builder.values[weight])
+    return builder.graft(node, value, [carrier], [None])
 
 
 @operator_rule("group_norm")

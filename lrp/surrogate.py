@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from fusion.distances import distances
 from fusion.errors import NoClassScores, UnsupportedOperator
 from fusion.linear import LinearLayer, linear_layer, linear_layer_ending_at
-from fusion.network import Network, graph_module, is_size_arithmetic, op_name, value_dependent
+from fusion.network import Network, graph_module, is_size_arithmetic, op_name, retarget, value_dependent
 from fusion.normalize import argument
 from fusion.registry import Registry
 from lrp.composites import Composite
+from lrp.distances import distance_layer
 from lrp.graft import Place, graft, ratio, sink
+from lrp.held import held
 from lrp.rules import AnyRule, Branch, InputRule, LinearRule, ZBox
 from lrp.signs import non_negative
 
@@ -36,6 +40,13 @@ class Surrogate:
     rules: tuple[tuple[LinearLayer, AnyRule], ...]
     notes: tuple[str, ...]
 
+    def to(self, device: torch.device) -> Surrogate:
+        """The same surrogate on another device."""
+        program = copy.deepcopy(self.program).to(device=device)
+        retarget(program.graph, device=device)
+        program.recompile()
+        return replace(self, program=program)
+
 
 @dataclass
 class Builder:
@@ -52,6 +63,7 @@ class Builder:
         self.dependent = value_dependent(self.network)
         self.places = sample_places(self.network)
         self.signs = non_negative(self.network)
+        self.held = held(self.network)
         self.x = self.graph.placeholder("x")
         self.gate = self.graph.placeholder("gate")
         self.recorder = self.graph.placeholder("recorder")
@@ -175,7 +187,7 @@ def build_surrogate(network: Network, composite: Composite) -> Surrogate:
     routes = _input_routes(builder)
     rules = composite.resolve(layers, {layer for layer in layers if layer.source in routes})
     by_output = {layer.output: layer for layer in layers}
-    inner = {layer.node for layer in layers if layer.output is not layer.node}
+    inner = {layer.node for layer in layers if layer.output is not layer.node} - builder.held
     for node in network.graph.nodes:
         if node.op == "output":
             break
@@ -238,11 +250,16 @@ def _surrogate_of(
         return builder.constant(name, builder.network.constants[name])
     if not builder.depends(node):
         return builder.copied(node)
+    if node in builder.held:
+        return builder.copied(node, lambda n: _number(builder, n))
     layer = by_output.get(node)
     if layer is not None:
         rule = rules[layer]
         if isinstance(rule, InputRule):
             return _input_layer(builder, layer, rule, routes)
+        compared = distances(builder.network, layer)
+        if compared is not None:
+            return distance_layer(builder, layer, rule, compared)
         return _linear_layer(builder, layer, rule)
     op = op_name(node)
     rule_of = operator_rule.get(op)
@@ -251,6 +268,12 @@ def _surrogate_of(
             f"aten::{op}", str(node.meta.get("layer") or node.name), "There is no relevance rule for it."
         )
     return rule_of(builder, node)
+
+
+def _number(builder: Builder, node: fx.Node) -> fx.Node:
+    """A value as what is held constant reads it; several tensors at once (split) have no shape, their parts do."""
+    value = builder.values[node]
+    return builder.detached(value) if node.meta.get("shape") is not None else value
 
 
 # --- linear layers ----------------------------------------------------------------------------------------------

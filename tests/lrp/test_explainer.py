@@ -19,6 +19,9 @@ from fusion.errors import (
     UnbalancedLedger,
     UnsupportedOperator,
 )
+from lrp.composites import build
+from lrp.ledger import Recording
+from lrp.surrogate import build_surrogate
 from tests.nets import bottleneck
 
 
@@ -281,6 +284,24 @@ def test_single_precision_follows_double(network: fusion.Network, x: Tensor) -> 
         )
         single = lrp.Explainer(network, composite=composite).explain(x, 1).relevance
         assert float((single - double).abs().max()) <= 2e-3 * float(double.abs().max())
+
+
+@pytest.mark.parametrize("composite", sorted(lrp.COMPOSITES))
+def test_nothing_stays_behind_on_the_cpu(network: fusion.Network, composite: str) -> None:
+    """A device without storage takes part in no operation with the CPU's tensors, so a run shows what would fail on
+    CUDA; the ledger is recorded there too."""
+    fused = fusion.fuse(network).network
+    surrogate = build_surrogate(fused, build(composite)).to(torch.device("meta"))
+    x = torch.empty(2, 3, 16, 16, device="meta")
+    gate = torch.ones_like(x, requires_grad=True)
+    recording = Recording(len(x))
+    recording.next_target()
+    scores = surrogate.program(x, gate, recording)
+    (relevance,) = torch.autograd.grad(scores, gate, torch.ones_like(scores))
+    ledger = recording.ledger(scores.sum(1), relevance.flatten(1).sum(1), surrogate.layers, False)
+    assert {t.device.type for t in (relevance, ledger.kept, scores)} == {"meta"}
+    assert all(t.device.type == "meta" for t in surrogate.program.buffers())
+    assert all(t.device.type == "cpu" for t in fused.constants.values())
 
 
 @pytest.mark.gpu

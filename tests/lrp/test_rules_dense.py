@@ -87,8 +87,8 @@ def alpha_beta(alpha: float, beta: float) -> Callable[..., Floats]:
 
 
 def gamma(g: float) -> Callable[..., Floats]:
-    def formula(a: Floats, w: Floats, b: Floats, r: Floats) -> Floats:
-        z = a @ w + b
+    def formula(a: Floats, w: Floats, b: Floats, r: Floats, outputs: Floats | None = None) -> Floats:
+        z = a @ w + b if outputs is None else outputs
         p, n = pos(a)[:, None], neg(a)[:, None]
         up = p * (w + g * pos(w)) + n * (w + g * neg(w))
         down = p * (w + g * neg(w)) + n * (w + g * pos(w))
@@ -109,6 +109,15 @@ RULES: dict[str, tuple[AnyRule, Callable[..., Floats]]] = {
     "alpha1 beta0": (lrp.AlphaBeta(1.0, 0.0), alpha_beta(1, 0)),
     "gamma .25": (lrp.Gamma(0.25), gamma(0.25)),
     "gamma .5": (lrp.Gamma(0.5), gamma(0.5)),
+    "alpha2 beta1 without bias": (
+        lrp.AlphaBeta(2.0, 1.0, bias="omit"),
+        lambda a, w, b, r: alpha_beta(2, 1)(a, w, 0 * b, r),
+    ),
+    "gamma .25 without bias": (
+        lrp.Gamma(0.25, bias="omit"),
+        # The branch is chosen by the output, which has its bias.
+        lambda a, w, b, r: gamma(0.25)(a, w, 0 * b, r, a @ w + b),
+    ),
 }
 
 

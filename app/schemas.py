@@ -109,11 +109,15 @@ class Normalization(BaseModel):
     outcome: Literal["folded", "partly", "kept"]
     into: list[str] = Field(description="The layers that took it")
     reason: str
+    certificate: float | None = Field(
+        None, description="By how much its fold alone changes the values behind it, relative to the largest"
+    )
 
 
 class FusionReport(FusionCounts):
     """Where each normalization went, and why what is left could not go."""
 
+    certificate: float | None = Field(None, description="The largest of all folds")
     rows: list[Normalization]
 
 

@@ -68,7 +68,7 @@ def convert(
     opened = _open(source, size)
     spec = _described(opened.input, description or {})
     say("fusing")
-    fused = fusion.fuse(opened.network)
+    fused = fusion.fuse(opened.network, certified=True)
     say("certifying")
     certificate = fusion.certify(opened.original, fused.network, certification_inputs(spec))
     classes = fused.network.outputs[0].shape[1]

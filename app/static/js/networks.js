@@ -172,12 +172,13 @@ function showLayers(model, rows) {
 }
 
 /** @param {FusionRow} row */
-function reportRow({ layer, op, outcome, into, reason }) {
+function reportRow({ layer, op, outcome, into, certificate, reason }) {
+  const proof = typeof certificate === "number" ? `differs by ${certificate.toExponential(1)} at most` : "";
   return make(
     "tr",
     {},
     make("th", { scope: "row", class: "mono" }, layer, make("br"), make("span", { class: "hint" }, op)),
-    make("td", {}, make("span", { class: outcome === "folded" ? "chip good" : "chip" }, outcome)),
+    make("td", {}, make("span", { class: outcome === "folded" ? "chip good" : "chip" }, outcome), proof ? make("br") : "", make("span", { class: "hint" }, proof)),
     make("td", {}, into?.length ? make("span", { class: "mono" }, into.join(", ")) : "", into?.length && reason ? make("br") : "", reason),
   );
 }

@@ -29,6 +29,7 @@
  * @property {string} op
  * @property {"folded" | "partly" | "kept"} outcome
  * @property {string[]} into
+ * @property {number | null} [certificate] by how much its fold alone changes the values behind it
  * @property {string} reason
  *
  * @typedef {{name: string, description?: string, parameters: Record<string, unknown>}} Composite

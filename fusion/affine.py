@@ -58,7 +58,7 @@ def compact(coefficients: Coefficients) -> Coefficients:
     """Axes along which nothing varies shrunk to size 1."""
 
     def shrink(t: Tensor) -> Tensor:
-        for axis in range(1, t.ndim):
+        for axis in range(t.ndim):  # the first too: it need not be the batch ([tokens, batch, channels])
             first = t.narrow(axis, 0, 1)
             if t.shape[axis] > 1 and bool((t == first).all()):
                 t = first

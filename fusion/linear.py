@@ -109,6 +109,7 @@ def _behind_bias_map(network: Network, node: fx.Node) -> tuple[fx.Node, fx.Node 
         shape = node.meta.get("shape")
         if add.args[0] is node and len(add.args) == 2 and not add.kwargs:
             constant = network.constant(add.args[1])
-            if constant is not None and shape is not None and tuple(constant.shape) == (1, *shape[1:]):
+            per_sample = None if shape is None else tuple(size or 1 for size in shape)
+            if constant is not None and tuple(constant.shape) == per_sample:
                 return add, add.args[1]  # type: ignore[return-value]
     return node, None

@@ -240,7 +240,7 @@ def _write(network: Network, layer: LinearLayer, weight: Tensor, bias: Tensor) -
         spread = _spread(vector, _outputs(layer))
         _set(network, layer, 2, layer.bias, spread.to(dtype).contiguous(), f"{layer.name}.bias")
         return
-    full = bias.expand([1, *[int(s or 1) for s in layer.node.meta["shape"][1:]]]).to(dtype).contiguous()
+    full = bias.expand([int(s or 1) for s in layer.node.meta["shape"]]).to(dtype).contiguous()
     if layer.bias_map is not None:
         constant = network.add_constant(f"{layer.name}.bias_map", full, before=layer.output)
         layer.output.update_arg(1, constant)

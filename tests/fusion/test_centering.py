@@ -234,3 +234,32 @@ def test_lrp0_through_a_root_mean_square_is_the_gradient_with_the_statistics_hel
     composite = lrp.composites.build("EpsilonPlus").override({"*": lrp.rules.LRP0()})
     got = lrp.Explainer(network, composite=composite, dtype=torch.float64).explain(x, 1).relevance
     torch.testing.assert_close(got, want.detach(), rtol=1e-9, atol=1e-12)
+
+
+class TokensFirst(nn.Module):
+    """torchvision's and torch's own attention computes in [tokens, batch, channels]."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(4, width), normalization(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        nn.init.normal_(self.attention.in_proj_bias)
+        self.after, self.head = normalization(width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return self.head(self.after(x)).mean(1)  # type: ignore[no-any-return]
+
+
+@settings(max_examples=6, deadline=None)
+@given(tokens=st.sampled_from([2, 7, 65, 197]), seed=st.integers(0, 100))
+def test_a_batch_that_is_not_the_first_axis(tokens: int, seed: int) -> None:
+    """The shift is the same for all tokens, however a matrix product rounds each of them."""
+    torch.manual_seed(seed)
+    fused, difference = fused_and_difference(TokensFirst(), torch.randn(3, tokens, 4))
+    assert difference <= 1e-12
+    assert {row.outcome for row in fused.report.rows} == {"partly"}
+    assert operators(fused.network).count("rms_norm") == 2
+    assert not any("bias_map" in name for name in fused.network.constants)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx
 
 from fusion.network import Network, is_size_arithmetic, op_name
+from fusion.normalize import argument
 from fusion.recognize import is_inverse, self_gate
 from fusion.registry import Registry
 
@@ -20,6 +21,8 @@ HeldInputs = Callable[[Network, fx.Node], "list[fx.Node]"]
 held_inputs: Registry[HeldInputs] = Registry()
 
 _COMPARING = ("gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not", "logical_xor")
+NORMS = ("linalg_vector_norm", "norm")
+_MIXING = ("linear", "conv1d", "conv2d")
 _CHOOSING = {"sigmoid", "hardsigmoid", "softmax", "_softmax", *_COMPARING}
 _MOVING = set(
     "reshape expand expand_as unsqueeze squeeze transpose permute slice select flatten to _to_copy".split()
@@ -46,16 +49,72 @@ def _held_by(network: Network, reader: fx.Node) -> list[fx.Node]:
 
 
 def is_gate(network: Network, node: Any) -> bool:
-    """Attention weights, squeeze-and-excite gates and masks choose among signals; they are no signal themselves."""
+    """Attention weights, squeeze-and-excite gates, masks and responses relative to their mean choose among signals or
+    scale them; they are no signal themselves."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return False
+    op = op_name(node)
+    if op in _CHOOSING or is_hard_sigmoid(network, node):
+        return True
+    if op in _MOVING:
+        return is_gate(network, node.args[0])
+    if op in _MIXING:
+        return _is_softmax(network, node)
+    if op in ("add", "sub", "rsub", "mul"):
+        # 1 - g is a gate, and so are gates put together (ConViT's two attentions).
+        terms = [n for n in node.args[:2] if isinstance(n, fx.Node) and network.constant(n) is None]
+        return bool(terms) and all(is_gate(network, n) for n in terms)
+    if op == "div":
+        return is_gate(network, node.args[0]) or _is_share(network, node)
+    return False
+
+
+def is_hard_sigmoid(network: Network, node: Any) -> bool:
+    """relu6(x + 3) and its relatives: x plus a number, cut off at 0 and above."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return False
+    bounds = {"hardtanh": ("min_val", "max_val"), "clamp": ("min", "max")}.get(op_name(node))
+    source = node.args[0] if node.args else None
+    shifted = (
+        isinstance(source, fx.Node)
+        and source.op == "call_function"
+        and op_name(source) == "add"
+        and any(_is_one_number(network, a) for a in source.args[:2])
+    )
+    if not shifted:
+        return False
+    if bounds is None:
+        return op_name(node) == "relu6"
+    low, high = (argument(node, name) for name in bounds)
+    return low == 0 and isinstance(high, int | float)
+
+
+def _is_one_number(network: Network, value: Any) -> bool:
+    constant = network.constant(value)
+    return isinstance(value, int | float) if constant is None else constant.numel() == 1
+
+
+def _is_softmax(network: Network, node: Any) -> bool:
+    """Whether these are attention weights: moved, scaled, or mixed over the heads by a layer of constant weights
+    (Shazeer et al. 2020, arXiv:2003.02436)."""
     while isinstance(node, fx.Node) and node.op == "call_function":
         op = op_name(node)
-        if op in _CHOOSING:
+        if op in ("softmax", "_softmax"):
             return True
-        source = node.args[0] if op in _MOVING else _scaled(network, node)
-        if source is None:
-            return False
-        node = source
+        mixed = op in _MIXING and network.constant(argument(node, "weight")) is not None
+        node = node.args[0] if op in _MOVING or mixed else _scaled(network, node)
     return False
+
+
+def _is_share(network: Network, node: fx.Node) -> bool:
+    """Whether a quotient is e^x over something, as a softmax spelled out, or a norm over something computed from it, as
+    global response normalization has it (Woo et al. 2023, arXiv:2301.00808)."""
+    above, below = node.args[:2]
+    if not isinstance(below, fx.Node) or network.constant(below) is not None:
+        return False
+    while isinstance(above, fx.Node) and above.op == "call_function" and op_name(above) in _MOVING:
+        above = above.args[0]
+    return isinstance(above, fx.Node) and above.op == "call_function" and op_name(above) in ("exp", *NORMS)
 
 
 def _scaled(network: Network, node: fx.Node) -> Any:
@@ -69,12 +128,18 @@ def _scaled(network: Network, node: fx.Node) -> Any:
     return b if constant and op_name(node) == "mul" else None
 
 
-@held_inputs("mul", "matmul", "bmm")
+def factors_of(node: fx.Node) -> list[Any]:
+    """The factors of a product."""
+    return list(node.args[1]) if op_name(node) == "einsum" else list(node.args[:2])  # type: ignore[arg-type]
+
+
+@held_inputs("mul", "matmul", "bmm", "einsum")
 def held_factors(network: Network, node: fx.Node) -> list[fx.Node]:
     """The factor that is a gate, the inverse of a statistic, or AdaNorm's own gate; none where both are, or the other
     factor is a constant."""
-    factors: list[Any] = list(node.args[:2])
-    if any(not isinstance(f, fx.Node) or f.op == "get_attr" for f in factors) or factors[0] is factors[1]:
+    factors = factors_of(node)
+    computed = all(isinstance(f, fx.Node) and f.op != "get_attr" for f in factors)
+    if len(factors) != 2 or not computed or factors[0] is factors[1]:
         return []
     own = [self_gate(network, user) for user in node.users]
     chosen = [f for f in factors if is_gate(network, f) or is_inverse(network, f) or f in own]

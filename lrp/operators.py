@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from fusion.network import is_size_arithmetic, op_name
 from fusion.normalize import argument
 from lrp.batch_norm import propagation
 from lrp.graft import passed, ratio, received
-from lrp.held import held_factors
-from lrp.surrogate import Builder, operator_rule
+from lrp.held import factors_of, held_factors
+from lrp.surrogate import Builder, is_code, operator_rule
 
 aten = torch.ops.aten
 
@@ -24,15 +25,16 @@ aten = torch.ops.aten
 @operator_rule(
     "relu", "leaky_relu", "prelu", "rrelu", "abs", "neg", "max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "sum", "reshape", "flatten", "unflatten", "permute", "transpose", "t",
-    "squeeze", "unsqueeze", "expand", "expand_as", "slice", "select", "narrow", "split", "split_with_sizes", "chunk",
+    "squeeze", "unsqueeze", "expand", "slice", "select", "narrow", "split", "split_with_sizes", "chunk",
     "unbind", "getitem", "flip", "roll", "index_select", "pixel_shuffle", "pixel_unshuffle", "unfold", "im2col",
     "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "reflection_pad1d", "reflection_pad2d",
     "replication_pad1d", "replication_pad2d", "repeat", "tile", "to", "_to_copy", "gather", "movedim", "diagonal",
-    "cumsum", "index", "repeat_interleave",
+    "swapaxes", "swapdims", "cumsum", "index", "repeat_interleave",
 )  # fmt: skip
 def _homogeneous(builder: Builder, node: fx.Node) -> fx.Node:
-    if any(builder.depends(n) for n in node.all_input_nodes if n is not node.args[0]):
-        raise _unsupported(node)  # indices or slopes computed from the image
+    others = [n for n in node.all_input_nodes if n is not node.args[0] and builder.depends(n)]
+    if not all(is_code(n) for n in others):
+        raise _unsupported(node)  # slopes computed from the image
     return builder.copied(node)
 
 
@@ -78,7 +80,8 @@ def _sum_or_choice(builder: Builder, node: fx.Node) -> fx.Node:
 def _pad(builder: Builder, node: fx.Node) -> fx.Node:
     value = argument(node, "value", 0)
     mode = argument(node, "mode", "constant")
-    if mode == "constant" and value:
+    # What is padded with infinity wins no maximum, and infinity times no relevance would be no number.
+    if mode == "constant" and value and math.isfinite(value):
         source: fx.Node = node.args[0]  # type: ignore[assignment]
         zero_padded = builder.emit(aten.constant_pad_nd.default, builder.values[source], node.args[1], 0)
         return builder.graft(node, builder.copied(node), [zero_padded], [None])
@@ -128,12 +131,12 @@ def _activated(builder: Builder, node: fx.Node, source: fx.Node) -> fx.Node:
 
 
 # --- products ---------------------------------------------------------------------------------------------------------
-@operator_rule("mul", "matmul", "bmm")
+@operator_rule("mul", "matmul", "bmm", "mm", "mv", "dot", "einsum")
 def _product(builder: Builder, node: fx.Node) -> fx.Node:
     """One factor constant: linear. A gate, attention weights or the inverse of a statistic times a signal: all to the
-    signal (CP-LRP, Ali et al. 2022; signal-only gate, Pahde et al. 2023; `lrp.held`). Two signals: half each (Achtibat
-    et al. 2024, prop. 3.2-3.3)."""
-    factors = [a for a in node.args[:2] if builder.depends(a)]
+    signal (CP-LRP, Ali et al. 2022; signal-only gate, Pahde et al. 2023; `lrp.held`). N signals: a
+    share of 1/N each (Achtibat et al. 2024, prop. 3.2-3.3)."""
+    factors = [a for a in factors_of(node) if builder.depends(a)]
     if len(factors) < 2:
         return builder.copied(node)
     constant = held_factors(builder.network, node)
@@ -142,8 +145,8 @@ def _product(builder: Builder, node: fx.Node) -> fx.Node:
             node, lambda n: builder.detached(builder.values[n]) if n in constant else builder.values[n]
         )
     value = builder.copied(node)
-    half = builder.emit(torch.full_like, builder.detached(value), 0.5)
-    return builder.graft(node, value, [value], [half], degree=2)
+    share = builder.emit(torch.full_like, builder.detached(value), 1 / len(factors))
+    return builder.graft(node, value, [value], [share], degree=len(factors))
 
 
 @operator_rule("pow", "square")

@@ -31,7 +31,10 @@ class Look:
 
 
 def as_png(answer: Answer, look: Look) -> bytes:
-    pooled = heatmap.pool(answer.relevance)
+    """The heatmap: of the layer that was asked for, where one was."""
+    height, width = answer.image.shape[:2]
+    inner = answer.inner
+    pooled = heatmap.pool(answer.relevance) if inner is None else inner.picture(height, width)
     if look.view == "overlay":
         pixels = heatmap.overlay(
             answer.image, pooled, opacity=look.opacity, cmap=look.cmap, clip=look.clip, gain=look.gain
@@ -48,22 +51,30 @@ def as_png(answer: Answer, look: Look) -> bytes:
             "Target": str(target["index"]),
             "Label": target["label"] or "",
             "Score": repr(target["score"]),
+            **({} if answer.inner is None else {"Layer": answer.inner.layer}),
         },
     )
 
 
 def as_npy(answer: Answer, look: Look) -> bytes:
-    array = answer.relevance.sum(axis=0) if look.pool else answer.relevance
+    if answer.inner is not None:
+        array = answer.inner.map if look.pool else answer.inner.values
+    else:
+        array = answer.relevance.sum(axis=0) if look.pool else answer.relevance
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False)
     return buffer.getvalue()
 
 
 def as_npz(answer: Answer, look: Look) -> bytes:
-    """Everything: `relevance`, `image` (as the network saw it) and `summary` (the bytes of the JSON)."""
+    """Everything: `relevance`, `image` (as the network saw it), `summary` (the bytes of the JSON), and `inner`, the
+    relevance at the layer that was asked for."""
     buffer = io.BytesIO()
     summary = np.frombuffer(as_json(answer, look), dtype=np.uint8)
-    np.savez(buffer, relevance=answer.relevance, image=answer.image, summary=summary)
+    arrays: dict[str, Any] = {"relevance": answer.relevance, "image": answer.image, "summary": summary}
+    if answer.inner is not None:
+        arrays["inner"] = answer.inner.values
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 

@@ -1,7 +1,7 @@
 """What is done with an image in a worker thread: run the network, explain it, describe what came out."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import lrp
 from app import composites
+from app.inside import OTHERS, Inner, described
 from fusion.errors import BadTarget
 from models.preprocess import InputSpec, decode, displayed, prepare
 
@@ -35,35 +36,48 @@ class Subject:
 
 @dataclass(frozen=True)
 class Question:
-    """What to explain, and how; `target` is the index or the label of a class."""
+    """What to explain, and how; `target` is the index or the label of a class.
+
+    against: the class to compare it with, or "others". layer: where relevance is looked at too, with its `top`
+    channels. through: the channels of layers that relevance has to pass.
+    """
 
     image: bytes
     target: str | None = None
     composite: str = composites.DEFAULT
     parameters: Mapping[str, float] = field(default_factory=dict)
+    against: str | None = None
+    layer: str | None = None
+    top: int = 10
+    through: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The relevance [C, H, W], the image as the network saw it [H, W, 3], and everything in words."""
+    """The relevance [C, H, W], the image as the network saw it [H, W, 3], everything in words, and the relevance at the
+    layer that was asked for."""
 
     relevance: Relevance
     image: Pixels
     summary: dict[str, Any]
+    inner: Inner | None = None
 
 
 def explain(load: Callable[[], Subject], question: Question) -> Answer:
-    """Raises BadInput, BadTarget, and whatever `load` raises."""
+    """Raises BadInput, BadTarget, BadLayer, and whatever `load` raises."""
     clock = Clock()
     with clock("load"):
         subject = load()
         target = class_index(question.target, subject)
+        against = None if question.against in (None, OTHERS) else class_index(question.against, subject)
     with clock("prepare"):
         picture = decode(question.image)
         x = prepare(picture, subject.input)
         seen = displayed(picture, subject.input)
     with clock("explain"):
-        explanation = subject.explainer.explain(x, target=target)
+        goal = target if question.against is None else lrp.Contrast(target, against)
+        at = () if question.layer is None else (question.layer,)
+        explanation = subject.explainer.explain(x, goal, at=at, through=question.through)
         relevance = explanation.relevance[0].detach().float().cpu().numpy()
     ledger = explanation.ledger
     assert ledger is not None  # an explainer keeps one unless told not to
@@ -80,7 +94,15 @@ def explain(load: Callable[[], Subject], question: Question) -> Answer:
         "timings": clock.milliseconds,
         "shape": list(relevance.shape),
     }
-    return Answer(np.ascontiguousarray(relevance), seen, summary)
+    if question.against is not None:
+        compared = None if against is None else {"index": against, "label": subject.label(against)}
+        summary["against"] = OTHERS if compared is None else compared
+    if question.through:
+        summary["through"] = {layer: list(channels) for layer, channels in question.through.items()}
+    inner = None
+    if question.layer is not None:
+        inner, summary["inner"] = described(explanation.inner[question.layer], question.top)
+    return Answer(np.ascontiguousarray(relevance), seen, summary, inner)
 
 
 def predict(subject: Subject, image: bytes, top: int) -> dict[str, Any]:

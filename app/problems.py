@@ -33,6 +33,7 @@ KINDS: dict[str, Kind] = {
     # images and explanations
     "bad-input": Kind(422, "The image or its description cannot be used"),
     "bad-target": Kind(422, "The network has no such target"),
+    "bad-layer": Kind(422, "The network has no such layer, or the layer no such channels"),
     "bad-composite": Kind(422, "The composite or one of its parameters is wrong"),
     "unbalanced-ledger": Kind(500, "The explanation does not add up"),
     # models

@@ -128,6 +128,19 @@ class ModelDetail(Model):
     layers: list[Layer]
 
 
+class InnerLayerInfo(BaseModel):
+    """A layer whose relevance can be asked for; a size of null follows the batch."""
+
+    name: str
+    op: str
+    channels: int
+    shape: list[int | None]
+
+
+class InnerLayerList(BaseModel):
+    layers: list[InnerLayerInfo]
+
+
 class ModelList(BaseModel):
     models: list[Model]
 
@@ -161,8 +174,29 @@ class Sums(BaseModel):
     error: float
 
 
+class ComparedClass(BaseModel):
+    index: int
+    label: str | None
+
+
+class ChannelRelevance(BaseModel):
+    channel: int
+    relevance: float
+
+
+class InnerSummary(BaseModel):
+    """The relevance at a layer of the network."""
+
+    layer: str
+    shape: list[int] = Field(description="Of the layer's output for one image")
+    axis: int = Field(description="The channels' in it")
+    channels: int
+    sum: float
+    top: list[ChannelRelevance] = Field(description="The channels that speak most for the target, best first")
+
+
 class ExplanationSummary(BaseModel):
-    """An explanation without its array."""
+    """An explanation without its array. The target's score is the difference where it was compared with others."""
 
     model: str
     composite: str
@@ -173,6 +207,11 @@ class ExplanationSummary(BaseModel):
     ledger: Any = Field(description="What each layer kept")
     timings: dict[str, float] = Field(description="Milliseconds")
     shape: list[int] = Field(description="Of the relevance: channels, height, width")
+    against: ComparedClass | Literal["others"] | None = Field(
+        None, description="What the target is compared with"
+    )
+    through: dict[str, list[int]] | None = Field(None, description="The channels that relevance had to pass")
+    inner: InnerSummary | None = Field(None, description="The relevance at the layer that was asked for")
 
 
 class CompositeInfo(BaseModel):

@@ -69,6 +69,12 @@ class BadTarget(ClearfoldError):
     code = "bad-target"
 
 
+class BadLayer(ClearfoldError):
+    """A layer that the network does not have, or channels that the layer does not have."""
+
+    code = "bad-layer"
+
+
 class BadComposite(ClearfoldError):
     """An unknown composite, a parameter it does not take, or a rule override that matches no layer."""
 

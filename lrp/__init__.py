@@ -3,21 +3,27 @@
 from lrp import composites, heatmap
 from lrp.composites import COMPOSITES, Composite, build
 from lrp.explainer import Explainer, Explanation, explain, resolve_device
+from lrp.inner import InnerLayer, InnerRelevance
 from lrp.ledger import Entry, Ledger
 from lrp.rules import LRP0, AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
+from lrp.targets import Contrast, Neurons
 
 __all__ = [
     "COMPOSITES",
     "LRP0",
     "AlphaBeta",
     "Composite",
+    "Contrast",
     "Entry",
     "Epsilon",
     "Explainer",
     "Explanation",
     "Flat",
     "Gamma",
+    "InnerLayer",
+    "InnerRelevance",
     "Ledger",
+    "Neurons",
     "WSquare",
     "ZBox",
     "ZPlus",

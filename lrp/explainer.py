@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,21 @@ from torch import Tensor
 
 from fusion import Fused, Network, Report, fuse
 from fusion.errors import BadInput, UnbalancedLedger
+from lrp.auto import AUTO, Choice, pick
 from lrp.composites import DEFAULT, Composite, build
+from lrp.inner import (
+    Channels,
+    InnerLayer,
+    InnerRelevance,
+    choose_layers,
+    directed,
+    inner_layers,
+)
 from lrp.ledger import Ledger, Recording
 from lrp.rules import AnyRule
 from lrp.sources import Source, open_source
 from lrp.surrogate import Surrogate, build_surrogate
-from lrp.targets import Target, seeds_for
+from lrp.targets import Neurons, Seeds, Target, seeds_for
 
 # How far a ledger may miss the score, as a share of all relevance moved, before it counts as unbalanced: some
 # thousand roundings of the type.
@@ -30,9 +40,10 @@ class Explanation:
     """Why the network answered as it did.
 
     relevance: [N, C, H, W], or [N, T, C, H, W] with several targets per image; its sum is what of the score arrived
-    at the input. output: class scores [N, K] (before a final softmax). target: class indices [N] or [N, T], None for
-    a function. score: what was explained, [N] or [N, T]. ledger: where the rest of the score is. seconds: the time
-    the explanation took.
+    at the input. output: class scores [N, K] (before a final softmax), or the values of the layer whose neurons
+    are explained, flattened to [N, K]. target: class indices [N] or [N, T], None for a function or neurons. score: what
+    was explained, [N] or [N, T]. ledger: where the rest of the score is. seconds: the time the explanation took. inner:
+    the relevance at the layers that were asked for.
     """
 
     relevance: Tensor
@@ -42,6 +53,7 @@ class Explanation:
     ledger: Ledger | None
     composite: str
     seconds: float
+    inner: Mapping[str, InnerRelevance] = field(default_factory=dict)
 
     def heatmap(self) -> Tensor:
         """Relevance per pixel: summed over channels, [N, H, W] or [N, T, H, W]."""
@@ -63,11 +75,11 @@ class Explainer:
     """A network ready to be explained.
 
     source: a Network, nn.Module, ExportedProgram, the path of a network file, or a zoo name ("builtin",
-    "torchvision:NAME", "timm:NAME"). composite: a name or a Composite; `rules` overrides it by layer name or glob
-    pattern. device: "auto" takes CUDA where there is one (`network`, the fused twin, stays on the CPU). strict: raise
-    UnbalancedLedger where relevance is lost (needs the ledger). fold=False leaves every normalization in place, for
-    comparisons: the composite's `batch_norm` says what becomes of relevance there. The user's network is never
-    changed. Calls from several threads are independent.
+    "torchvision:NAME", "timm:NAME"). composite: a name, "auto" for what suits the network (`lrp.auto`; `notes` says
+    why), or a Composite; `rules` overrides it by layer name or glob pattern. device: "auto" takes CUDA where there is
+    one (`network`, the fused twin, stays on the CPU). strict: raise UnbalancedLedger where relevance is lost (needs the
+    ledger). fold=False leaves every normalization in place, for comparisons: the composite's `batch_norm` says what
+    becomes of relevance there. The user's network is never changed. Calls from several threads are independent.
     """
 
     @torch.inference_mode(False)  # tensors made under it cannot take part in a backward pass
@@ -90,20 +102,22 @@ class Explainer:
         self.dtype = dtype
         self.strict = strict
         self.with_ledger = ledger
-        chosen = build(composite) if isinstance(composite, str) else composite
-        self.composite = chosen.override(rules) if rules else chosen
+        named = build(composite) if isinstance(composite, str) and composite != AUTO else composite
         # Made ready on the CPU, so that every device gets the same numbers; only the surrogate travels.
         network = opened.network.to(device="cpu", dtype=dtype)
         fused = fuse(network) if fold else Fused(network, Report(()))
         self.network: Network = fused.network
         self.report = fused.report
+        choice = pick(self.network) if isinstance(named, str) else Choice(named)
+        self.composite = choice.composite.override(rules) if rules else choice.composite
+        self._reason = choice.reason
         surrogate = build_surrogate(self.network, self.composite)
         self._surrogate: Surrogate = surrogate if self.device.type == "cpu" else surrogate.to(self.device)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know about how the network was read."""
-        return (*self.source.notes, *self._surrogate.notes)
+        return (*self.source.notes, *self._surrogate.notes, *([self._reason] if self._reason else []))
 
     def table(self) -> list[tuple[str, str, str]]:
         """(layer, operator, rule) for every linear layer, in execution order."""
@@ -145,11 +159,25 @@ class Explainer:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self._surrogate.program(x, torch.ones_like(x), None)  # type: ignore[no-any-return]
 
-    def explain(self, image: Any, target: Target = None) -> Explanation:
-        """The relevance of every input value for the target (see `lrp.targets.seeds_for` for its forms)."""
+    def explain(
+        self,
+        image: Any,
+        target: Target = None,
+        *,
+        at: str | Sequence[str] = (),
+        through: Mapping[str, Channels] | None = None,
+    ) -> Explanation:
+        """The relevance of every input value for the target (see `lrp.targets.seeds_for` for its forms).
+
+        at: layers whose relevance is wanted too. through: only the relevance that passes these channels of these layers
+        (indices, or a mask) goes on to the input; the ledger has the rest (concept relevance propagation, Achtibat et
+        al. 2023, arXiv:2206.03208), and what goes past a layer, as along a skip connection, is not touched. Layers go
+        by the names of `inner_layers()`. Raises BadLayer for one that is not there.
+        """
         started = time.perf_counter()
         x = self.prepare(image)
-        recording = Recording(len(x)) if self.with_ledger else None
+        program, watched, masks = self._instruments(len(x), target, at, through or {})
+        recording = Recording(len(x), masks) if self.with_ledger or watched else None
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -157,8 +185,8 @@ class Explainer:
         ):
             x = x.clone() if x.is_inference() else x
             gate = torch.ones_like(x, requires_grad=True)
-            scores = self._surrogate.program(x, gate, recording)
-            seeds = seeds_for(target, scores.detach())
+            scores = program(x, gate, recording)
+            seeds = self._seeds(target, scores.detach())
             maps = []
             for i, seed in enumerate(seeds.seeds):
                 if recording is not None:
@@ -171,7 +199,7 @@ class Explainer:
         relevance = torch.stack(maps, 1) if seeds.several else maps[0]
         score = explained if seeds.several else explained[:, 0]
         ledger = None
-        if recording is not None:
+        if recording is not None and self.with_ledger:
             arrived = relevance.flatten(2 if seeds.several else 1).sum(-1, dtype=torch.float64)
             ledger = recording.ledger(score, arrived, self._surrogate.layers, seeds.several)
             if self.strict and not ledger.closes(_TOLERANCE[self.dtype]):
@@ -179,8 +207,93 @@ class Explainer:
                     f"Relevance is missing: the ledger is off by {float(ledger.error.max()):.2g} of the score. "
                     "Explain in float64, or with strict=False to get the map all the same."
                 )
+        inner = {
+            layer.name: layer.relevance(recording.watched(layer.node), x, seeds.several)
+            for layer in watched
+            if recording is not None
+        }
         seconds = time.perf_counter() - started
-        return Explanation(relevance, output, seeds.classes, score, ledger, self.composite.name, seconds)
+        return Explanation(
+            relevance, output, seeds.classes, score, ledger, self.composite.name, seconds, inner
+        )
+
+    def attribute(
+        self, image: Any, target: Target = None, method: str = "IntegratedGradients", **options: Any
+    ) -> Explanation:
+        """Another attribution of the same network, for comparison, through captum: `lrp.attributions.METHODS` has the
+        methods, each with its options and its paper. There is no ledger, and `composite` is the method's name.
+
+        Raises BadComposite for a method or an option that is not there, BadInput and BadLayer where the network does
+        not fit the method.
+        """
+        from lrp import attributions
+
+        started = time.perf_counter()
+        x = self.prepare(image)
+        layer = None
+        if isinstance(target, Neurons):
+            layer = choose_layers(self.network, self._surrogate, [target.layer])[target.layer]
+        function = target if callable(target) and not isinstance(target, Tensor) else None
+        network = self._plain
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(self.device.type, enabled=False),
+        ):
+            x = x.clone().requires_grad_()
+            with torch.no_grad():
+                output = attributions.scored(network, layer).scores(x)
+            seeds = self._seeds(target, output)
+            maps = []
+            for seed in seeds.seeds:
+                scored = attributions.scored(network, layer, function)  # methods rewrite it
+                subject = attributions.Subject(network, scored, x, seed)
+                maps.append(attributions.attribute(method, subject, options))
+        explained = torch.stack([(output * seed).sum(1) for seed in seeds.seeds], 1)
+        if function is not None:
+            explained = function(output)[:, None].detach()
+        relevance = torch.stack(maps, 1) if seeds.several else maps[0]
+        score = explained if seeds.several else explained[:, 0]
+        seconds = time.perf_counter() - started
+        return Explanation(relevance, output, seeds.classes, score, None, method, seconds)
+
+    @cached_property
+    def _plain(self) -> Network:
+        """The fused network where the explanations are computed."""
+        return self.network if self.device.type == "cpu" else self.network.to(device=self.device)
+
+    def inner_layers(self) -> list[InnerLayer]:
+        """Every layer whose relevance can be asked for, in execution order."""
+        return list(inner_layers(self.network, self._surrogate).values())
+
+    def _instruments(
+        self, samples: int, target: Target, at: str | Sequence[str], through: Mapping[str, Channels]
+    ) -> tuple[Callable[..., Tensor], list[InnerLayer], dict[str, Tensor]]:
+        """The program that answers this question, the layers that it watches, and the masks at them."""
+        names = [at] if isinstance(at, str) else list(at)
+        neurons = target.layer if isinstance(target, Neurons) else None
+        if not (names or through or neurons is not None):
+            return self._surrogate.program, [], {}
+        also = () if neurons is None else (neurons,)
+        found = choose_layers(self.network, self._surrogate, (*names, *through, *also))
+        masks: dict[str, Tensor] = {}
+        for name, channels in through.items():
+            mask = found[name].mask(channels, samples).to(device=self.device, dtype=self.dtype)
+            node = found[name].node  # of two names of one node both count
+            masks[node] = masks[node] * mask if node in masks else mask
+        watched = [found[name] for name in dict.fromkeys((*names, *through))]
+        program = directed(self._surrogate, watched, None if neurons is None else found[neurons])
+        return program, watched, masks
+
+    def _seeds(self, target: Target, scores: Tensor) -> Seeds:
+        if not isinstance(target, Neurons):
+            return seeds_for(target, scores)
+        layer = choose_layers(self.network, self._surrogate, [target.layer])[target.layer]
+        if target.channels is None:
+            return Seeds((torch.ones_like(scores),), None, False)
+        mask = layer.mask(target.channels, len(scores)).to(device=scores.device, dtype=scores.dtype)
+        seed = layer.by_sample(mask.expand(layer.size(len(scores)))).flatten(1)
+        return Seeds((seed,), None, False)
 
 
 def explain(
@@ -190,6 +303,8 @@ def explain(
     *,
     composite: str | Composite = DEFAULT,
     rules: Mapping[str, AnyRule] | None = None,
+    at: str | Sequence[str] = (),
+    through: Mapping[str, Channels] | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Explanation:
@@ -198,7 +313,7 @@ def explain(
     explainer = Explainer(
         network, composite=composite, rules=rules, device=device, dtype=dtype, example=example
     )
-    return explainer.explain(image, target)
+    return explainer.explain(image, target, at=at, through=through)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

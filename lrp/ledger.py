@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,15 +112,21 @@ def _plain(t: Tensor) -> Any:
 
 
 class Recording:
-    """Collects the amounts of one explanation while its gradients are computed; belongs to one call."""
+    """Collects the amounts of one explanation while its gradients are computed; belongs to one call.
 
-    def __init__(self, count: int) -> None:
+    masks: what of the relevance of a watched node passes on (`lrp.inner`), by the node's name.
+    """
+
+    def __init__(self, count: int, masks: Mapping[str, Tensor] | None = None) -> None:
         self.count = count
+        self._masks = masks or {}
         self._targets: list[dict[str, tuple[Tensor, Tensor]]] = []
+        self._watched: list[dict[str, Tensor]] = []
 
     def next_target(self) -> None:
         """All that is recorded from now on belongs to the next target."""
         self._targets.append({})
+        self._watched.append({})
 
     def record(self, key: str, received: Tensor, passed: Tensor) -> None:
         current = self._targets[-1]
@@ -127,12 +134,25 @@ class Recording:
             received, passed = current[key][0] + received, current[key][1] + passed
         current[key] = (received, passed)
 
+    def watch(self, key: str, relevance: Tensor) -> Tensor | None:
+        """Take the relevance of a watched node; returns the mask of what passes on, None for all of it."""
+        mask = self._masks.get(key)
+        self._watched[-1][key] = relevance if mask is None else relevance * mask
+        return mask
+
+    def watched(self, key: str) -> list[Tensor | None]:
+        """The relevance of a watched node for every target (behind a mask, what passed); None where none came."""
+        return [target.get(key) for target in self._watched]
+
     def ledger(
         self, score: Tensor, relevance_sum: Tensor, layers: dict[str, tuple[str, str]], several: bool
     ) -> Ledger:
         """Close the account. `layers` maps node names to (layer, operator) in execution order."""
         entries = []
-        for node, (layer, op) in layers.items():
+        directed = {
+            f"{key}:through": (layers.get(key, (key, ""))[0] or key, "through") for key in self._masks
+        }
+        for node, (layer, op) in {**layers, **directed}.items():
             columns = [target.get(node) for target in self._targets]
             if all(column is None for column in columns):
                 continue

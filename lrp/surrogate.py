@@ -18,6 +18,7 @@ from fusion.network import Network, graph_module, is_size_arithmetic, op_name, r
 from fusion.normalize import argument
 from fusion.registry import Registry
 from lrp.composites import Composite
+from lrp.decompose import decomposed
 from lrp.distances import distance_layer
 from lrp.graft import Place, graft, ratio, sink
 from lrp.held import held
@@ -32,13 +33,15 @@ class Surrogate:
     """A program (x, gate, recorder) -> class scores [N, K]; the gradient of a score by `gate` is the relevance of x.
 
     `gate` is a tensor of ones in the shape of x that multiplies it. `layers` maps the nodes that record in the
-    ledger to (layer, operator); `rules` lists the linear layers with their rules.
+    ledger to (layer, operator); `rules` lists the linear layers with their rules; `nodes` maps the network's nodes to
+    those of the program that have their values and, times their gradients, their relevance, and to where samples are.
     """
 
     program: fx.GraphModule
     layers: dict[str, tuple[str, str]]
     rules: tuple[tuple[LinearLayer, AnyRule], ...]
     notes: tuple[str, ...]
+    nodes: dict[str, tuple[str, Place]]
 
     def to(self, device: torch.device) -> Surrogate:
         """The same surrogate on another device."""
@@ -173,8 +176,11 @@ def build_surrogate(network: Network, composite: Composite) -> Surrogate:
     Raises UnsupportedOperator for an operator without a rule, NoClassScores for a network whose first output is no
     table [N, K], BadComposite where the composite does not fit the network.
     """
-    import lrp.operators  # noqa: F401  (fills the registry)
+    import lrp.choices
+    import lrp.operators
+    import lrp.recurrent  # noqa: F401  (they fill the registry)
 
+    network = decomposed(network)
     if len(network.input_nodes) != 1:
         raise NoClassScores(
             f"The network has {len(network.input_nodes)} inputs; only networks of one image are explained."
@@ -203,7 +209,16 @@ def build_surrogate(network: Network, composite: Composite) -> Surrogate:
     builder.graph.eliminate_dead_code()
     builder.graph.lint()
     program = graph_module(builder.constants, builder.graph, "Surrogate")
-    return Surrogate(program, builder.layers, tuple(rules.items()), notes)
+    left = {node.name for node in program.graph.nodes}
+    nodes = {
+        node.name: (value.name, builder.place(node))
+        for node, value in builder.values.items()
+        if node.op == "call_function"
+        and node in builder.dependent
+        and node.meta.get("shape") is not None
+        and value.name in left
+    }
+    return Surrogate(program, builder.layers, tuple(rules.items()), notes, nodes)
 
 
 def class_scores(network: Network) -> tuple[fx.Node, tuple[str, ...]]:
@@ -250,8 +265,10 @@ def _surrogate_of(
         return builder.constant(name, builder.network.constants[name])
     if not builder.depends(node):
         return builder.copied(node)
-    if node in builder.held:
+    if node in builder.held or is_code(node):
         return builder.copied(node, lambda n: _number(builder, n))
+    if all(is_code(n) for n in node.all_input_nodes if builder.depends(n)):
+        return builder.sink(node, builder.copied(node, lambda n: _number(builder, n)))
     layer = by_output.get(node)
     if layer is not None:
         rule = rules[layer]
@@ -268,6 +285,12 @@ def _surrogate_of(
             f"aten::{op}", str(node.meta.get("layer") or node.name), "There is no relevance rule for it."
         )
     return rule_of(builder, node)
+
+
+def is_code(node: fx.Node) -> bool:
+    """Whether a node's values are indices or truth values, which are no contributions to anything."""
+    dtype = node.meta.get("dtype")
+    return dtype is not None and not dtype.is_floating_point
 
 
 def _number(builder: Builder, node: fx.Node) -> fx.Node:

@@ -11,7 +11,38 @@ from torch import Tensor
 
 from fusion.errors import BadTarget
 
-Target: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | Callable[[Tensor], Tensor] | None
+
+@dataclass(frozen=True)
+class Contrast:
+    """Why this class rather than that one: the difference of two scores, f_of - f_against.
+
+    of: a class, or one per image; None is the arg-max. against: likewise; None is the mean of all other classes (the
+    seed of contrastive LRP, Gu et al. 2018, arXiv:1812.04177: 1 at the class and -1/(K - 1) at every other one).
+    """
+
+    of: int | Sequence[int] | None = None
+    against: int | Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """What a layer inside the network answers: the sum of its values over the given channels, or over a mask that
+    broadcasts against its output [N, ...] (weights count); None is all of them."""
+
+    layer: str
+    channels: int | Sequence[int] | Tensor | None = None
+
+
+Target: TypeAlias = (
+    int
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+    | Tensor
+    | Callable[[Tensor], Tensor]
+    | Contrast
+    | Neurons
+    | None
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +61,12 @@ def seeds_for(target: Target, scores: Tensor) -> Seeds:
     """Seeds for scores [N, K].
 
     target: None (the arg-max of every sample), one class index for all, a sequence of N indices (one per sample),
-    a sequence of N sequences of T indices (several per image), a tensor of the like shapes, or a function from the
-    scores [N, K] to one number per sample [N]. Raises BadTarget where an index or a shape does not fit.
+    a sequence of N sequences of T indices (several per image), a tensor of the like shapes, a Contrast, or a function
+    from the scores [N, K] to one number per sample [N]. Raises BadTarget where an index or a shape does not fit.
     """
+    if isinstance(target, Contrast):
+        return _contrast(target, scores)
+    assert not isinstance(target, Neurons), "the scores are not what these explain"
     if callable(target) and not isinstance(target, Tensor):
         return Seeds((_gradient(target, scores),), None, False)
     classes = _indices(target, scores)
@@ -42,6 +76,29 @@ def seeds_for(target: Target, scores: Tensor) -> Seeds:
         torch.zeros_like(scores).scatter_(1, columns[:, i : i + 1], 1.0) for i in range(columns.shape[1])
     ]
     return Seeds(tuple(one_hot), classes, several)
+
+
+def _contrast(target: Contrast, scores: Tensor) -> Seeds:
+    of, others = _one_each(target.of, scores), scores.shape[1] - 1
+    seed = torch.zeros_like(scores)
+    if target.against is None:
+        seed = seed - 1 / others
+        seed = seed.scatter_(1, of[:, None], 1.0)
+    else:
+        against = _one_each(target.against, scores)
+        if bool((of == against).any()):
+            raise BadTarget(
+                "A contrast needs two different classes: a class against itself explains nothing."
+            )
+        seed = seed.scatter_(1, of[:, None], 1.0).scatter_(1, against[:, None], -1.0)
+    return Seeds((seed,), of, False)
+
+
+def _one_each(target: int | Sequence[int] | None, scores: Tensor) -> Tensor:
+    found = _indices(target, scores)
+    if found.ndim != 1:
+        raise BadTarget("A contrast takes one class, or one per image.")
+    return found
 
 
 def _indices(target: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None, scores: Tensor) -> Tensor:

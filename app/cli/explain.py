@@ -1,12 +1,12 @@
 """`clearfold explain`: a heatmap of one image, without a server."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli import console
-from app.cli.options import Data, Device, Json, Size, parse_size, store_folder
+from app.cli.options import Data, Device, Json, Size, parse_channels, parse_size, store_folder
 
 if TYPE_CHECKING:
     from app.explaining import Answer, Subject
@@ -24,6 +24,19 @@ def explain(
         str | None, typer.Option("--target", "-t", help="Class index or label [the best].")
     ] = None,
     composite: Annotated[str, typer.Option("--composite", "-c", help="The rules.")] = "EpsilonPlusFlat",
+    against: Annotated[
+        str | None, typer.Option("--against", help="Why not this class: its index or label, or 'others'.")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option("--layer", help="Draw the relevance at this layer, and name its channels.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many channels of the layer to name.")] = 10,
+    through: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--through", metavar="LAYER:3,5", help="Only relevance that passes these channels; repeatable."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The PNG [IMAGE.heatmap.png].")
     ] = None,
@@ -40,7 +53,15 @@ def explain(
     with console.working("Loading") as update:
         from app import encoding, explaining
 
-        question = explaining.Question(content, target, composite)
+        question = explaining.Question(
+            content,
+            target,
+            composite,
+            against=against,
+            layer=layer,
+            top=top,
+            through=parse_channels(through or ()),
+        )
         update(f"Loading {model}")
         subject = _subject(model, wanted, composite, device, data)
         update("Explaining")
@@ -85,11 +106,27 @@ def _tell(answer: "Answer", path: Path) -> None:
         f"Prediction  {_called(prediction)}, probability {prediction['probability']:.3f}", highlight=False
     )
     console.out.print(
-        f"Explained   {_called(target)}, score {target['score']:.4g} = relevance {sums['input']:.4g} "
+        f"Explained   {_called(target)}{_compared(answer.summary)}, score {target['score']:.4g} = "
+        f"relevance {sums['input']:.4g} "
         f"+ kept {sums['kept']:.4g}",
         highlight=False,
     )
+    inner = answer.summary.get("inner")
+    if inner is not None:
+        console.out.print(
+            f"At          {inner['layer']}, {inner['channels']} channels, relevance {inner['sum']:.4g}",
+            highlight=False,
+        )
+        for entry in inner["top"]:
+            console.out.print(f"  channel {entry['channel']:<6}{entry['relevance']:>12.4g}", highlight=False)
     console.out.print(f"Heatmap     {path}", highlight=False, soft_wrap=True)
+
+
+def _compared(summary: dict[str, Any]) -> str:
+    against = summary.get("against")
+    if against is None:
+        return ""
+    return f" against {'all others' if isinstance(against, str) else _called(against)}"
 
 
 def _called(entry: dict[str, object]) -> str:

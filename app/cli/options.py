@@ -1,5 +1,6 @@
 """Options that several commands share, and how their texts are read."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,18 @@ def parse_numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter("these are numbers with commas between them, as .485,.456,.406") from None
+
+
+def parse_channels(texts: Iterable[str]) -> dict[str, list[int]]:
+    """LAYER:CHANNEL,CHANNEL,... as a mapping; a layer that is named twice has the channels of both."""
+    found: dict[str, list[int]] = {}
+    for text in texts:
+        layer, _, channels = text.rpartition(":")
+        numbers = [part.strip() for part in channels.split(",")]
+        if not layer or not all(number.isdecimal() for number in numbers):
+            raise typer.BadParameter(f"{text!r} is not LAYER:CHANNELS, as conv3:3,5", param_hint="--through")
+        found.setdefault(layer, []).extend(map(int, numbers))
+    return found
 
 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the model store.", show_default=False)]

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from app import bodies, composites, encoding, negotiation
 from app.explaining import Question, explain, predict, preview
+from app.inside import channels_by_layer
 from app.problems import Problem
 from app.routes import EXPLAIN_PROBLEMS, IMAGE_PROBLEMS, problems
 from app.schemas import CompositeInfo, CompositeList, ExplanationSummary, Predictions
@@ -39,11 +40,37 @@ class Options(BaseModel):
     clip: float = Field(99.5, gt=0, le=100, description="Percentile of |relevance| that gets the full colour")
     gain: float = Field(1.0, gt=0, le=1000, description="Factor on the colours' strength")
     pool: bool = Field(False, description="NPY with the channels summed, [H, W]")
+    against: str | None = Field(
+        None,
+        description="Class index or label: why the target rather than this class (the difference of their scores is "
+        "explained); `others` is the mean of all other classes",
+    )
+    layer: str | None = Field(
+        None,
+        max_length=300,
+        description="A layer of GET /v1/models/{id}/layers: PNG and NPY have the relevance there, JSON its channels "
+        "with the most, NPZ both",
+    )
+    top: int = Field(10, ge=1, le=10_000, description="How many channels of the layer are named")
+    through: str | None = Field(
+        None,
+        max_length=20_000,
+        description="JSON, layers with channels: of the relevance at these layers, only that of these channels "
+        "goes on to the pixels (what goes past a layer, along a skip connection, is not touched)",
+        examples=['{"layer3.0.conv2": [17, 42]}'],
+    )
 
     def look(self) -> encoding.Look:
         if self.cmap not in COLORMAPS:
             raise _invalid("cmap", f"there is none called {self.cmap[:40]!r}, but {', '.join(COLORMAPS)}")
         return encoding.Look(self.view, self.cmap, self.opacity, self.clip, self.gain, self.pool)
+
+    def channels(self) -> dict[str, list[int]]:
+        """What `through` says. Raises the problem 422."""
+        try:
+            return {} if self.through is None else channels_by_layer(self.through)
+        except ValueError as error:
+            raise _invalid("through", str(error)) from None
 
     def parameters(self) -> dict[str, float]:
         """The composite's parameters. Raises BadComposite and the problem 422."""
@@ -99,16 +126,27 @@ async def explain_with(
 ) -> Response:
     """Relevance of each pixel for the class `target`, as PNG, NPY, NPZ or JSON, whichever Accept asks for.
 
-    Further query parameters are parameters of the composite, as in `?composite=EpsilonPlus&epsilon=1e-3`.
+    `against` explains why this class rather than another, `layer` looks at the relevance inside the network, `through`
+    lets only the relevance of chosen channels pass. Further query parameters are parameters of the composite, as in
+    `?composite=EpsilonPlus&epsilon=1e-3`.
     """
     return await _explain(request, service, model_id, options)
 
 
 async def _explain(request: Request, service: Service, model_id: str, options: Options) -> Response:
     media_type = negotiation.choose(request.headers.get("accept"), tuple(encoding.ENCODERS))
-    look, parameters = options.look(), options.parameters()
+    look, parameters, through = options.look(), options.parameters(), options.channels()
     image = await bodies.image(request, service.settings.max_image)
-    question = Question(image, options.target, options.composite, parameters)
+    question = Question(
+        image,
+        options.target,
+        options.composite,
+        parameters,
+        options.against or None,
+        options.layer or None,
+        options.top,
+        through,
+    )
     load = partial(service.engine.ready, model_id, options.composite, parameters)
 
     def work() -> Response:

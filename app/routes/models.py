@@ -12,12 +12,20 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from app import bodies
+from app import bodies, composites
 from app.conversion import Request as Conversion
 from app.library import Added, checked
 from app.problems import Problem
 from app.routes import problems
-from app.schemas import InputChange, Model, ModelChange, ModelDetail, ModelList
+from app.schemas import (
+    InnerLayerInfo,
+    InnerLayerList,
+    InputChange,
+    Model,
+    ModelChange,
+    ModelDetail,
+    ModelList,
+)
 from app.service import Service, Serving
 from app.work import entered
 from fusion.errors import BadInput
@@ -113,6 +121,36 @@ async def upload(
 def describe(model_id: ModelId, service: Serving) -> ModelDetail:
     stored = service.store.get(model_id)
     return ModelDetail(**_fields(stored, service), layers=stored.manifest["layers"])
+
+
+@router.get(
+    "/{model_id}/layers",
+    summary="The layers whose relevance can be asked for",
+    responses=problems(
+        "model-not-found",
+        "invalid-parameter",
+        "bad-composite",
+        "bad-artefact",
+        "overloaded",
+        "model-not-ready",
+    ),
+)
+async def layers(
+    model_id: ModelId,
+    service: Serving,
+    composite: Annotated[str, Query(description="Its rules say where relevance flows")] = composites.DEFAULT,
+) -> InnerLayerList:
+    """What `layer` and `through` of an explanation can name, in execution order."""
+
+    def work() -> InnerLayerList:
+        found = service.engine.ready(model_id, composite).explainer.inner_layers()
+        return InnerLayerList(
+            layers=[
+                InnerLayerInfo(name=e.name, op=e.op, channels=e.channels, shape=list(e.shape)) for e in found
+            ]
+        )
+
+    return await service.explain(model_id, work)
 
 
 @router.patch(

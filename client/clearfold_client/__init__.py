@@ -8,6 +8,7 @@ with Client("http://127.0.0.1:8000") as clearfold:
 
 from clearfold_client.client import AsyncClient, Client
 from clearfold_client.problems import (
+    BadLayer,
     BadTarget,
     InvalidImage,
     InvalidParameter,
@@ -18,16 +19,19 @@ from clearfold_client.problems import (
     TooLarge,
     UnsupportedModel,
 )
-from clearfold_client.results import Explanation, Health, Model, Prediction, Target
+from clearfold_client.results import Explanation, Health, Inner, Layer, Model, Prediction, Target
 
 __all__ = [
     "AsyncClient",
+    "BadLayer",
     "BadTarget",
     "Client",
     "Explanation",
     "Health",
+    "Inner",
     "InvalidImage",
     "InvalidParameter",
+    "Layer",
     "Model",
     "ModelNotFound",
     "NotReachable",

@@ -1,6 +1,8 @@
 """Every call of the API as a value: the request, and how to read its answer. Nothing here sends anything."""
 
-from collections.abc import Callable, Sequence
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -9,7 +11,7 @@ from urllib.parse import quote
 import httpx
 
 from clearfold_client.images import ImageLike, encode
-from clearfold_client.results import Explanation, Health, Model, Prediction
+from clearfold_client.results import Explanation, Health, Layer, Model, Prediction
 
 T = TypeVar("T")
 
@@ -48,16 +50,32 @@ def explain(
     model: str | None = None,
     target: int | str | None = None,
     composite: str | None = None,
+    *,
+    against: int | str | None = None,
+    layer: str | None = None,
+    top: int | None = None,
+    through: Mapping[str, int | Sequence[int]] | None = None,
     **parameters: float,
 ) -> Call[Explanation]:
     """The relevance of each pixel for the class `target` (index or label; by default the best one).
 
     `image` is a path, the bytes of an image file, a PIL image or a uint8 array [H, W, 3]; `model` an id, the
-    start of one, or a name; `parameters` are those of the composite. Raises ModelNotFound, InvalidImage,
-    BadTarget, InvalidParameter, Overloaded, NotReachable.
+    start of one, or a name; `parameters` are those of the composite. `against`: why not this class (index or label,
+    or "others"). `layer`: the relevance there as well, as `inner`, with its `top` channels. `through`: channels by
+    layer; only relevance that passes these goes on to the pixels. `layers()` has the layers' names. Raises
+    ModelNotFound, InvalidImage, BadTarget, BadLayer, InvalidParameter, Overloaded, NotReachable.
     """
     path = "v1/explain" if model is None else f"v1/models/{_id(model)}/explain"
-    query = _query(target=target, composite=composite, **parameters)
+    channels = None if through is None else {name: _channels(value) for name, value in through.items()}
+    query = _query(
+        target=target,
+        composite=composite,
+        against=against,
+        layer=layer,
+        top=top,
+        through=None if channels is None else json.dumps(channels),
+        **parameters,
+    )
     return Call("POST", path, _explanation, query, {"Accept": NPZ, "Content-Type": BINARY}, encode(image))
 
 
@@ -75,6 +93,12 @@ def models() -> Call[tuple[Model, ...]]:
 def model(id: str) -> Call[Model]:
     """Everything about a network: `raw` holds its layers and its fusion report too."""
     return Call("GET", f"v1/models/{_id(id)}", _model)
+
+
+def layers(id: str, composite: str | None = None) -> Call[tuple[Layer, ...]]:
+    """The layers that `layer` and `through` of an explanation can name, in execution order."""
+    query = _query(composite=composite)
+    return Call("GET", f"v1/models/{_id(id)}/layers", _layers, query)
 
 
 def upload_model(
@@ -161,12 +185,20 @@ def _model(response: httpx.Response) -> Model:
     return Model.from_json(response.json())
 
 
+def _layers(response: httpx.Response) -> tuple[Layer, ...]:
+    return tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in response.json()["layers"])
+
+
 def _composites(response: httpx.Response) -> dict[str, dict[str, Any]]:
     return {composite["name"]: composite["parameters"] for composite in response.json()["composites"]}
 
 
 def _health(response: httpx.Response) -> Health:
     return Health(ready=response.is_success, detail=str(response.json().get("detail", "")))
+
+
+def _channels(value: int | Sequence[int]) -> list[int]:
+    return [operator.index(channel) for channel in ([value] if isinstance(value, int) else value)]
 
 
 def _id(id: str) -> str:

@@ -53,6 +53,12 @@ class BadTarget(Problem):
     codes = frozenset({"bad-target"})
 
 
+class BadLayer(Problem):
+    """The network has no such layer, or the layer no such channels."""
+
+    codes = frozenset({"bad-layer"})
+
+
 class InvalidParameter(Problem):
     """A parameter is wrong; `errors` names each."""
 

@@ -72,12 +72,46 @@ class Health:
     detail: str
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer inside a network; `shape` is that of its output, None where it follows the batch."""
+
+    name: str
+    op: str
+    channels: int
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Inner:
+    """The relevance at a layer. `values` are in the layer's layout, `axis` is the channels' in it; `top` has the
+    channels that speak most for the target, with their relevance."""
+
+    layer: str
+    values: NDArray[np.float32]
+    axis: int
+    top: tuple[tuple[int, float], ...]
+
+    @property
+    def by_channel(self) -> NDArray[np.float32]:
+        """The relevance of every channel."""
+        channels = np.moveaxis(self.values, self.axis, 0)
+        return np.asarray(channels.reshape(len(channels), -1).sum(axis=1), dtype=np.float32)
+
+    @property
+    def map(self) -> NDArray[np.float32]:
+        """The relevance of every place, summed over the channels: [H, W] for a convolution."""
+        return np.asarray(self.values.sum(axis=self.axis), dtype=np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """Where in the image the score of the target comes from.
 
     `relevance` is [C, H, W] at the network's input size, and adds up to `sums["input"]`; `seen` is the image
-    as the network saw it, [H, W, 3]; `sums` has score, input, kept, error, `ledger` what each layer kept.
+    as the network saw it, [H, W, 3]; `sums` has score, input, kept, error, `ledger` what each layer kept. `against` is
+    the class that the target was compared with (its label, or its index where it has none), or "others"; the score is
+    then the difference. `inner` is the relevance at the layer that was asked for.
     """
 
     relevance: NDArray[np.float32]
@@ -89,12 +123,15 @@ class Explanation:
     sums: dict[str, float]
     ledger: Any
     timings: dict[str, float]
+    against: str | int | None = None
+    inner: Inner | None = None
 
     @classmethod
     def from_npz(cls, content: bytes) -> "Explanation":
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             relevance, seen = arrays["relevance"], arrays["image"]
             summary = json.loads(arrays["summary"].tobytes())
+            values = arrays.get("inner")
         return cls(
             relevance=relevance,
             seen=seen,
@@ -105,6 +142,8 @@ class Explanation:
             sums=summary["sums"],
             ledger=summary["ledger"],
             timings=summary["timings"],
+            against=_against(summary.get("against")),
+            inner=None if values is None else _inner(values, summary["inner"]),
         )
 
     @property
@@ -127,3 +166,14 @@ class Explanation:
     def overlay(self, cmap: str = "bwr", opacity: float = 0.6, clip: float = 99.5) -> Image.Image:
         """The heatmap over the image."""
         return self.image(cmap, opacity, clip)
+
+
+def _against(compared: Any) -> str | int | None:
+    if not isinstance(compared, dict):
+        return None if compared is None else str(compared)
+    return str(compared["label"]) if compared["label"] is not None else int(compared["index"])
+
+
+def _inner(values: NDArray[np.float32], said: dict[str, Any]) -> Inner:
+    top = tuple((int(entry["channel"]), float(entry["relevance"])) for entry in said["top"])
+    return Inner(layer=str(said["layer"]), values=values, axis=int(said["axis"]), top=top)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import lrp
 from app.cli import main
 from tests.support.served import SIZE, Running, picture, tiny_network
 
@@ -105,6 +106,41 @@ class TestExplain:
         assert run("explain", image, "-o", tmp_path / "missing" / "out.png").code == 2
 
 
+class TestInside:
+    def test_the_top_channels_of_a_layer(self, run, image: Path, onnx_file: Path) -> None:
+        layer = self.convolution(onnx_file)
+        asked = ["explain", image, "-m", onnx_file, "--layer", layer, "--top", 3]
+        said = json.loads(run(*asked, "--json").out)
+        assert (said["inner"]["layer"], said["inner"]["channels"]) == (layer, 12)
+        amounts = [entry["relevance"] for entry in said["inner"]["top"]]
+        assert len(amounts) == 3
+        assert amounts == sorted(amounts, reverse=True)
+        done = run(*asked)
+        assert done.code == 0, done.err
+        for entry in said["inner"]["top"]:
+            assert f"channel {entry['channel']} " in done.out
+        assert Image.open(image.with_name("cat.heatmap.png")).text["Layer"] == layer  # type: ignore[attr-defined]
+
+    def test_through_channels_and_against_a_class(self, run, image: Path, onnx_file: Path) -> None:
+        layer = self.convolution(onnx_file)
+        asked = ["explain", image, "-m", onnx_file, "-t", 1, "--against", 4]
+        said = json.loads(
+            run(
+                *asked, "--through", f"{layer}:3,5", "--through", f"{layer}:7", "--layer", layer, "--json"
+            ).out
+        )
+        assert said["through"] == {layer: [3, 5, 7]}
+        assert said["against"]["index"] == 4
+        assert {e["channel"] for e in said["inner"]["top"] if e["relevance"] != 0} <= {3, 5, 7}
+        assert "against class 4" in run(*asked).out
+        assert "against all others" in run("explain", image, "-m", onnx_file, "--against", "others").out
+
+    def convolution(self, file: Path) -> str:
+        """The last convolution's name: the file decides how its layers are called."""
+        names = [layer.name for layer in lrp.Explainer(str(file)).inner_layers() if layer.op == "conv2d"]
+        return names[-1]
+
+
 class TestFuse:
     def test_the_report_and_the_certificate(self, run, onnx_file: Path) -> None:
         done = run("fuse", onnx_file)
@@ -188,6 +224,10 @@ class TestErrors:
             (["explain", "{image}", "-t", "10"], "0 to 9"),
             (["explain", "{image}", "-m", "nobody", "--data", "{folder}"], "nobody"),
             (["explain", "{image}", "-c", "Magic"], "EpsilonPlusFlat"),
+            (["explain", "{image}", "--layer", "layer99"], "layer99"),
+            (["explain", "{image}", "--through", "layer99:1"], "layer99"),
+            (["explain", "{image}", "--through", "3,5"], "LAYER:CHANNELS"),
+            (["explain", "{image}", "-t", "3", "--against", "3"], "two different"),
             (["explain", "{image}", "--cmap", "jet"], "bwr"),
             (["explain", "{image}", "--size", "big"], "HEIGHTxWIDTH"),
             (["fuse", "{text}"], "text.onnx"),

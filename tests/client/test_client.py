@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from clearfold_client import (
     AsyncClient,
+    BadLayer,
     BadTarget,
     Client,
     InvalidImage,
@@ -104,6 +105,50 @@ class TestExplaining:
 
     def test_composites(self, client: Client) -> None:
         assert "gamma" in client.composites()["EpsilonGammaBox"]
+
+
+class TestInside:
+    def test_the_relevance_at_a_layer(self, client: Client) -> None:
+        layer = [layer for layer in client.layers("builtin") if layer.op == "conv2d"][-1]
+        explanation = client.explain(picture(), layer=layer.name, top=4)
+        inner = explanation.inner
+        assert inner is not None
+        assert (inner.layer, inner.values.shape) == (layer.name, layer.shape[1:])
+        assert inner.by_channel.shape == (layer.channels,)
+        assert inner.map.shape == layer.shape[2:]
+        channels, amounts = zip(*inner.top, strict=True)
+        assert list(channels) == np.argsort(-inner.by_channel)[:4].tolist()
+        np.testing.assert_allclose(amounts, inner.by_channel[list(channels)], rtol=1e-4)
+        assert np.array_equal(explanation.relevance, client.explain(picture()).relevance)
+        assert client.explain(picture()).inner is None
+
+    def test_relevance_through_channels(self, client: Client) -> None:
+        layer = [layer for layer in client.layers("builtin") if layer.op == "conv2d"][-1]
+        whole = client.explain(picture(), layer=layer.name)
+        part = client.explain(picture(), layer=layer.name, through={layer.name: [2, 5]})
+        single = client.explain(picture(), through={layer.name: 2})
+        assert whole.inner is not None
+        assert part.inner is not None
+        assert set(np.flatnonzero(part.inner.by_channel)) <= {2, 5}
+        np.testing.assert_array_equal(part.inner.values[2], whole.inner.values[2])
+        assert not np.array_equal(part.relevance, whole.relevance)
+        assert not np.array_equal(part.relevance, single.relevance)
+
+    def test_a_contrast(self, client: Client) -> None:
+        first, second = client.predict(picture(), top=2)
+        explanation = client.explain(picture(), against=second.index)
+        assert explanation.against == second.label
+        assert explanation.score == pytest.approx(first.score - second.score, rel=1e-3)
+        assert client.explain(picture(), against="others").against == "others"
+
+    def test_layers_and_channels_that_are_not_there(self, client: Client) -> None:
+        with pytest.raises(BadLayer, match="layer99"):
+            client.explain(picture(), layer="layer99")
+        name = client.layers("builtin")[-1].name
+        with pytest.raises(BadLayer, match="no channel 4711"):
+            client.explain(picture(), through={name: [4711]})
+        with pytest.raises(BadTarget, match="two different"):
+            client.explain(picture(), target=2, against=2)
 
 
 class TestModels:
@@ -212,6 +257,10 @@ class TestAsync:
                 with Client(server.url) as other:
                     for seed, explanation in enumerate(explanations):
                         assert np.array_equal(explanation.relevance, other.explain(picture(seed)).relevance)
+                name = (await client.layers("builtin"))[-1].name
+                looked = await client.explain(picture(), layer=name, against="others")
+                assert looked.inner is not None
+                assert (looked.inner.layer, looked.against) == (name, "others")
                 steps: list[int] = []
                 model = await client.upload_model(onnx_file, progress=lambda sent, total: steps.append(sent))
                 assert steps[-1] == onnx_file.stat().st_size

@@ -6,21 +6,19 @@ score biases keep, how large relevance grows, and what an explanation costs besi
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fusion
-from benchmarks.networks import TIMM_LIST, Architecture, architectures
+from benchmarks import over_zoos
+from benchmarks.networks import Architecture
 from lrp import Explainer
 from lrp.explainer import Explanation
 
@@ -173,29 +171,10 @@ def _g(value: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write rows and summary here")
-    parser.add_argument("--markdown", type=Path, help="write the table for people here")
-    parser.add_argument("--only", default="", help="networks whose name contains this")
-    parser.add_argument("--timm", type=Path, default=TIMM_LIST, help="a file with timm's architecture names")
+    parser = over_zoos.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved runs for the time, 0 for none")
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="begin no network after this long"
-    )
     arguments = parser.parse_args()
-    started = time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    for architecture in architectures(arguments.timm, arguments.only):
-        if time.perf_counter() - started > arguments.seconds:
-            break
-        rows.append(measure(architecture, arguments.rounds))
-        gc.collect()
-        print(json.dumps(rows[-1]), flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps({"summary": summarize(rows), "rows": rows}, indent=1))
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown({"summary": summarize(rows), "rows": rows}))
-    print(json.dumps(summarize(rows)))
+    over_zoos.run(arguments, partial(measure, rounds=arguments.rounds), summarize, markdown)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import time
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fusion
-from benchmarks.networks import TIMM_LIST, Architecture, architectures
+from benchmarks import over_zoos
+from benchmarks.networks import Architecture
 
 EXACT = 1e-12  # a fold off by more than this, of the output's scale in float64, is wrong
 
@@ -139,29 +137,8 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write rows and summary here")
-    parser.add_argument("--markdown", type=Path, help="write the table for people here")
-    parser.add_argument("--only", default="", help="networks whose name contains this")
-    parser.add_argument("--timm", type=Path, default=TIMM_LIST, help="a file with timm's architecture names")
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="begin no network after this long"
-    )
-    arguments = parser.parse_args()
-    started = time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    for architecture in architectures(arguments.timm, arguments.only):
-        if time.perf_counter() - started > arguments.seconds:
-            break
-        row = measure(architecture)
-        rows.append(row)
-        shown = {key: value for key, value in row.items() if key not in ("rows", "reasons")}
-        print(json.dumps(shown), flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps({"summary": summarize(rows), "rows": rows}, indent=1))
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown({"summary": summarize(rows), "rows": rows}))
-    print(json.dumps(summarize(rows)))
+    arguments = over_zoos.parser(__doc__).parse_args()
+    over_zoos.run(arguments, measure, summarize, markdown, hidden=("rows", "reasons"))
 
 
 if __name__ == "__main__":

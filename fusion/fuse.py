@@ -64,7 +64,7 @@ def fuse(network: Network, *, certified: bool = False) -> Fused:
     work = network.to(device="cpu")
     # The copy keeps the order of nodes and their names.
     spelled = normalizations(work)
-    norms = {node.name: node for node in work.graph.nodes if is_normalization(node) or node in spelled}
+    norms = {node.name: node for node in work.graph.nodes if _is_normalization(node) or node in spelled}
     kinds = {name: (name_of(node), spelled.get(node) or op_name(node)) for name, node in norms.items()}
     driver = _Driver(work, certified)
     driver.run()
@@ -157,7 +157,7 @@ def _candidate(network: Network, node: fx.Node) -> AffineNode | None:
     found = affine_node(network, node) if node.users else None
     if found is None or linear_layer_ending_at(network, node) is not None:
         return None
-    if not is_normalization(node) and (_is_preprocessing(network, node) or not _is_uniform(found)):
+    if not _is_normalization(node) and (_is_preprocessing(network, node) or not _is_uniform(found)):
         return None
     return found
 
@@ -211,5 +211,5 @@ def _places(names: tuple[str | fx.Node, ...], taken: dict[str, tuple[str | fx.No
     return tuple(dict.fromkeys(found))
 
 
-def is_normalization(node: fx.Node) -> bool:
+def _is_normalization(node: fx.Node) -> bool:
     return node.op == "call_function" and op_name(node) in NORMALIZATIONS

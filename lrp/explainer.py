@@ -232,7 +232,7 @@ class Explainer:
         x = self.prepare(image)
         layer = None
         if isinstance(target, Neurons):
-            layer = choose_layers(self.network, self._surrogate, [target.layer])[target.layer]
+            layer = self._chosen(target.layer)[target.layer]
         function = target if callable(target) and not isinstance(target, Tensor) else None
         network = self._plain
         with (
@@ -264,7 +264,14 @@ class Explainer:
 
     def inner_layers(self) -> list[InnerLayer]:
         """Every layer whose relevance can be asked for, in execution order."""
-        return list(inner_layers(self.network, self._surrogate).values())
+        return list(self._inner_layers.values())
+
+    @cached_property
+    def _inner_layers(self) -> dict[str, InnerLayer]:
+        return inner_layers(self.network, self._surrogate)
+
+    def _chosen(self, *names: str) -> dict[str, InnerLayer]:
+        return choose_layers(self.network, self._inner_layers, names)
 
     def _instruments(
         self, samples: int, target: Target, at: str | Sequence[str], through: Mapping[str, Channels]
@@ -275,7 +282,7 @@ class Explainer:
         if not (names or through or neurons is not None):
             return self._surrogate.program, [], {}
         also = () if neurons is None else (neurons,)
-        found = choose_layers(self.network, self._surrogate, (*names, *through, *also))
+        found = self._chosen(*names, *through, *also)
         masks: dict[str, Tensor] = {}
         for name, channels in through.items():
             mask = found[name].mask(channels, samples).to(device=self.device, dtype=self.dtype)
@@ -288,7 +295,7 @@ class Explainer:
     def _seeds(self, target: Target, scores: Tensor) -> Seeds:
         if not isinstance(target, Neurons):
             return seeds_for(target, scores)
-        layer = choose_layers(self.network, self._surrogate, [target.layer])[target.layer]
+        layer = self._chosen(target.layer)[target.layer]
         if target.channels is None:
             return Seeds((torch.ones_like(scores),), None, False)
         mask = layer.mask(target.channels, len(scores)).to(device=scores.device, dtype=scores.dtype)

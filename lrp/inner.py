@@ -202,9 +202,10 @@ def inner_layers(network: Network, surrogate: Surrogate) -> dict[str, InnerLayer
     return found
 
 
-def choose_layers(network: Network, surrogate: Surrogate, names: Iterable[str]) -> dict[str, InnerLayer]:
-    """The places that these names stand for: those of `inner_layers`, or a node's. Raises BadLayer."""
-    known = inner_layers(network, surrogate)
+def choose_layers(
+    network: Network, known: Mapping[str, InnerLayer], names: Iterable[str]
+) -> dict[str, InnerLayer]:
+    """The places that these names stand for: those of `inner_layers` (`known`), or a node's. Raises BadLayer."""
     by_node = {layer.node: layer for layer in known.values()}
     found = {}
     for name in names:

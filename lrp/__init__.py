@@ -5,12 +5,13 @@ from lrp.composites import COMPOSITES, Composite, build
 from lrp.explainer import Explainer, Explanation, explain, resolve_device
 from lrp.inner import InnerLayer, InnerRelevance
 from lrp.ledger import Entry, Ledger
-from lrp.rules import LRP0, AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
+from lrp.rules import LRP0, AbsLRP, AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 from lrp.targets import Contrast, Neurons
 
 __all__ = [
     "COMPOSITES",
     "LRP0",
+    "AbsLRP",
     "AlphaBeta",
     "Composite",
     "Contrast",

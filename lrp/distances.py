@@ -16,7 +16,8 @@ from torch import Tensor, fx
 from fusion.distances import Distances
 from fusion.linear import LinearLayer
 from lrp.graft import ratio
-from lrp.rules import Branch, LinearRule, Weighting
+from lrp.rules import MAGNITUDE, Branch, LinearRule, Weighting
+from lrp.shares import branched
 
 if TYPE_CHECKING:
     from lrp.surrogate import Builder
@@ -51,12 +52,14 @@ def distance_layer(builder: Builder, layer: LinearLayer, rule: LinearRule, read:
         bias = bias + network.constants[str(layer.bias_map.target)]
         value = builder.emit(aten.add.Tensor, value, builder.values[layer.bias_map])
     parts = builder.emit(contributions, builder.detached(x), centres, weights)
-    carriers, factors = [], []
+    branches = []
     for branch in rule.branches():
         total = builder.emit(carrier, x, _weighed(builder, parts, branch))
-        carriers.append(total)
-        factors.append(_factor(builder, name, rule, branch, value, total, bias))
-    return builder.graft(layer.output, value, carriers, factors)
+        shift = builder.constant(f"{name}.distance_bias_{branch.bias.name}", branch.bias.apply(bias))
+        branches.append((branch, total, shift))
+    return branched(
+        builder, layer, rule, value, branches, lambda: builder.emit(carrier, x, _applied(MAGNITUDE, parts))
+    )
 
 
 def _weighed(builder: Builder, parts: fx.Node, branch: Branch) -> fx.Node:
@@ -70,23 +73,3 @@ def _applied(weighting: Weighting, node: fx.Node) -> fx.Node:
     proxy = weighting.apply(fx.Proxy(node))  # type: ignore[arg-type]
     assert isinstance(proxy, fx.Proxy)
     return proxy.node
-
-
-def _factor(
-    builder: Builder,
-    name: str,
-    rule: LinearRule,
-    branch: Branch,
-    value: fx.Node,
-    total: fx.Node,
-    bias: Tensor,
-) -> fx.Node:
-    """z / stab(denominator), as for linear layers."""
-    denominator = builder.detached(total)
-    if rule.bias == "absorb":
-        shift = builder.constant(f"{name}.distance_bias_{branch.bias.name}", branch.bias.apply(bias))
-        denominator = builder.emit(aten.add.Tensor, denominator, shift)
-    sides = {"positive": aten.clamp_min.default, "negative": aten.clamp_max.default}
-    numerator = builder.once(sides[branch.where], value, 0) if branch.where in sides else value
-    factor = builder.emit(ratio, numerator, denominator, rule.epsilon)
-    return factor if branch.coefficient == 1 else builder.emit(aten.mul.Tensor, factor, branch.coefficient)

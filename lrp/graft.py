@@ -89,6 +89,55 @@ def graft(
     return _Graft.apply(recorder, key, degree, place, value.detach(), len(carriers), *tensors)  # type: ignore[no-any-return]
 
 
+def by_sample(amounts: Tensor, like: Tensor, place: Place) -> Tensor:
+    """[count] -> a tensor that broadcasts against `like`, each value at its sample's place."""
+    axis, outer = place
+    size, count = like.shape[axis], len(amounts)
+    values = amounts[None, :, None].expand(outer, count, size // (outer * count)).reshape(size)
+    return values.reshape([size if i == axis else 1 for i in range(like.ndim)])
+
+
+class _Balanced(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        recorder: Recorder | None,
+        key: str,
+        place: Place,
+        value: Tensor,
+        carrier: Tensor,
+        samples: Tensor,
+    ) -> Tensor:
+        ctx.recorder, ctx.key, ctx.place, ctx.count = recorder, key, place, len(samples)
+        ctx.save_for_backward(value, carrier)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        value, carrier = ctx.saved_tensors
+        place, count = ctx.place, ctx.count
+        towards = grads[0] * value.sign()
+        came, went = (per_sample(t, place, count) for t in (value * grads[0], carrier * towards))
+        scale = ratio(came, went)
+        if ctx.recorder is not None:
+            ctx.recorder.record(ctx.key, came, went * scale)
+        return None, None, None, None, towards * by_sample(scale, towards, place).to(towards.dtype), None
+
+
+def balanced(
+    recorder: Recorder | None, key: str, value: Tensor, carrier: Tensor, samples: Tensor, place: Place
+) -> Tensor:
+    """`value`, with the gradient c sign(value) d carrier, c such that relevance is conserved in every sample (where any
+    reaches the carrier at all). samples: any tensor [N, ...]."""
+    return _Balanced.apply(recorder, key, place, value.detach(), carrier, samples)  # type: ignore[no-any-return]
+
+
+def share(t: Tensor, part: float) -> Tensor:
+    """t, with `part` of its gradient."""
+    fixed = t.detach()
+    return fixed + part * (t - fixed)
+
+
 class _Sink(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -166,3 +215,13 @@ def ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> Tenso
     denominator = stabilize(denominator, epsilon)
     quotient = numerator / denominator
     return quotient if epsilon else torch.where(denominator == 0, torch.zeros_like(quotient), quotient)
+
+
+def relative_ratio(
+    numerator: Tensor, denominator: Tensor, epsilon: float, samples: Tensor, place: Place
+) -> Tensor:
+    """`ratio` with epsilon times the root mean square of the denominators of the same sample. samples: any [N, ...]."""
+    count = len(samples)
+    power = per_sample(denominator.square(), place, count) * count / denominator.numel()
+    spread = by_sample(epsilon * power.sqrt(), denominator, place).to(denominator.dtype)
+    return ratio(numerator, torch.where(denominator >= 0, denominator + spread, denominator - spread))

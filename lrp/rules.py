@@ -15,7 +15,7 @@ from torch import Tensor
 
 Modify: TypeAlias = Callable[[Tensor], Tensor]
 InputPart = Literal["all", "positive", "negative"]
-BiasMode = Literal["absorb", "omit"]
+BiasMode = Literal["absorb", "omit", "redistribute"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Weighting:
 
 
 SAME = Weighting("", lambda w: w)
+MAGNITUDE = Weighting("magnitude", lambda w: w.abs())
 PLUS = Weighting("plus", lambda w: w.clamp(min=0))
 MINUS = Weighting("minus", lambda w: w.clamp(max=0))
 SQUARE = Weighting("square", lambda w: w * w)
@@ -65,10 +66,17 @@ class Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Base of all rules. epsilon stabilizes the denominator; bias="omit" leaves biases out of denominators, so that
-    they keep no relevance (the forward pass always has them)."""
+    """Base of all rules.
+
+    epsilon: the stabilizer of the denominator; with relative=True a share of the root mean square of the layer's
+    denominators, sample by sample. bias: what becomes of a bias's relevance (the forward pass always has biases).
+    "absorb": it stands in the denominator and the bias keeps its share. "omit": it is left out of denominators, so
+    that a rule's own shares are all of 1. "redistribute": it stands in the denominator, and its share goes to the
+    inputs in proportion to |a_i w_ik|, which no cancellation among them can blow up (at input rules: as "omit").
+    """
 
     epsilon: float = 1e-6
+    relative: bool = False
     bias: BiasMode = "absorb"
 
     def __str__(self) -> str:
@@ -78,8 +86,9 @@ class Rule:
         return f"{type(self).__name__}({values})"
 
     def _shown(self) -> dict[str, object]:
-        names = [name for name in self.__dataclass_fields__ if name not in ("epsilon", "bias")]
+        names = [name for name in self.__dataclass_fields__ if name not in ("epsilon", "relative", "bias")]
         shown: dict[str, object] = {name: getattr(self, name) for name in names}
+        shown |= {"relative": True} if self.relative else {}
         return {**shown, **({"bias": self.bias} if self.bias != "absorb" else {})}
 
 
@@ -159,6 +168,16 @@ class ZPlus(LinearRule):
 
     def branches(self) -> tuple[Branch, ...]:
         return (Branch((("positive", PLUS), ("negative", MINUS)), bias=PLUS),)
+
+
+@dataclass(frozen=True)
+class AbsLRP(LinearRule):
+    """R_i = c sum_k (a_i w_ik + |a_i w_ik|) / |z_k| R_k, c such that the layer hands on all that it received, sample by
+    sample (Vukadin et al. 2024, arXiv:2412.09311, who scale each layer's relevance to a sum of one: the same shares).
+    Biases keep nothing, whatever `bias` says. Not additive in R: a contrast is not the difference of two maps."""
+
+    def branches(self) -> tuple[Branch, ...]:
+        return ZPlus().branches()
 
 
 @dataclass(frozen=True)

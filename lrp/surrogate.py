@@ -20,9 +20,10 @@ from fusion.registry import Registry
 from lrp.composites import Composite
 from lrp.decompose import decomposed
 from lrp.distances import distance_layer
-from lrp.graft import Place, graft, ratio, sink
+from lrp.graft import Place, graft, sink
 from lrp.held import held
-from lrp.rules import AnyRule, Branch, InputRule, LinearRule, ZBox
+from lrp.rules import MAGNITUDE, AnyRule, Branch, InputRule, LinearRule, ZBox
+from lrp.shares import branched, quotient, redistributed
 from lrp.signs import non_negative
 
 aten = torch.ops.aten
@@ -310,25 +311,35 @@ def _linear_layer(builder: Builder, layer: LinearLayer, rule: LinearRule) -> fx.
         value = _with_bias_map(builder, layer, _apply(builder, layer, x, *_parameters(builder, layer)))
         bias = _bias_shape(builder, layer, branches[0].bias.name, branches[0].bias.apply)
         denominator = (
-            value if bias is None or rule.bias == "absorb" else builder.emit(aten.sub.Tensor, value, bias)
+            value if bias is None or rule.bias != "omit" else builder.emit(aten.sub.Tensor, value, bias)
         )
         exact = rule.epsilon == 0 and denominator is value
-        factor = (
-            None if exact else builder.emit(ratio, _d(builder, value), _d(builder, denominator), rule.epsilon)
-        )
-        return builder.graft(layer.output, value, [value], [factor], [bias])
+        factor = None if exact else quotient(builder, layer, rule, value, denominator)
+        carriers: list[fx.Node] = [value]
+        factors: list[fx.Node | None] = [factor]
+        offsets: list[fx.Node | None] = [bias]
+        if rule.bias == "redistribute" and bias is not None:
+            share = bias if factor is None else builder.emit(aten.mul.Tensor, factor, bias)
+            magnitudes, even = redistributed(builder, [share], _magnitudes(builder, layer, x, nonneg))
+            carriers.append(magnitudes)
+            factors.append(even)
+            offsets.append(None)
+        return builder.graft(layer.output, value, carriers, factors, offsets)
     value = _with_bias_map(
         builder, layer, _apply(builder, layer, builder.detached(x), *_parameters(builder, layer))
     )
-    carriers, factors = [], []
+    parts = []
     for branch in branches:
         carrier = _carrier(builder, layer, x, branch, nonneg)
-        if carrier is None:
-            continue
-        factor = _factor(builder, layer, rule, branch, value, carrier)
-        carriers.append(carrier)
-        factors.append(factor)
-    return builder.graft(layer.output, value, carriers, factors)
+        if carrier is not None:
+            parts.append((branch, carrier, _bias_shape(builder, layer, branch.bias.name, branch.bias.apply)))
+    return branched(builder, layer, rule, value, parts, lambda: _magnitudes(builder, layer, x, nonneg))
+
+
+def _magnitudes(builder: Builder, layer: LinearLayer, x: fx.Node, nonneg: bool) -> fx.Node:
+    """sum_i |a_i w_ik|: how a bias's share is handed to the inputs."""
+    weight = _modified(builder, layer.weight, MAGNITUDE.name, MAGNITUDE.apply)
+    return _apply(builder, layer, x if nonneg else builder.once(aten.abs.default, x), weight, None)
 
 
 def _carrier(
@@ -345,20 +356,6 @@ def _carrier(
         term = _apply(builder, layer, source, weight, None)
         total = term if total is None else builder.emit(aten.add.Tensor, total, term)
     return total
-
-
-def _factor(
-    builder: Builder, layer: LinearLayer, rule: LinearRule, branch: Branch, value: fx.Node, carrier: fx.Node
-) -> fx.Node:
-    denominator = builder.detached(carrier)
-    if rule.bias == "absorb":
-        bias = _bias_shape(builder, layer, branch.bias.name, branch.bias.apply)
-        denominator = denominator if bias is None else builder.emit(aten.add.Tensor, denominator, bias)
-    value = builder.detached(value)
-    masks = {"positive": aten.clamp_min.default, "negative": aten.clamp_max.default}
-    numerator = builder.once(masks[branch.where], value, 0) if branch.where in masks else value
-    factor = builder.emit(ratio, numerator, denominator, rule.epsilon)
-    return factor if branch.coefficient == 1 else builder.emit(aten.mul.Tensor, factor, branch.coefficient)
 
 
 def _only_positive_counts(output: fx.Node) -> bool:
@@ -411,10 +408,6 @@ def _bias_shape(
         return None
     shaped = value.reshape(-1, *[1] * layer.rank) if layer.rank else value
     return builder.constant(f"{base}__shaped{layer.rank}_{name}", shaped)
-
-
-def _d(builder: Builder, node: fx.Node) -> fx.Node:
-    return builder.detached(node)
 
 
 # --- layers that read the input -----------------------------------------------------------------------------------
@@ -502,7 +495,7 @@ def _input_layer(
     if rule.bias == "absorb":
         bias = _bias_shape(builder, layer, weighting.name, weighting.apply)
         denominator = denominator if bias is None else builder.emit(aten.add.Tensor, denominator, bias)
-    factor = builder.emit(ratio, builder.detached(value), denominator, rule.epsilon)
+    factor = quotient(builder, layer, rule, value, denominator)
     return builder.graft(layer.output, value, [total], [factor])
 
 

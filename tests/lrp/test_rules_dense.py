@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -99,6 +100,43 @@ def gamma(g: float) -> Callable[..., Floats]:
     return formula
 
 
+def evenly(c: Floats, kept: Floats) -> Floats:
+    """What biases would keep, handed to the inputs by the magnitude of their contributions c[i, k]; where there are
+    none, the bias keeps it."""
+    total = np.abs(c).sum(0)
+    return (np.abs(c) / np.where(total > 0, total, 1) * kept).sum(1)
+
+
+def redistributed_epsilon(a: Floats, w: Floats, b: Floats, r: Floats) -> Floats:
+    return epsilon(a, w, b, r) + evenly(a[:, None] * w, b / stab(a @ w + b) * r)
+
+
+def redistributed_alpha_beta(a: Floats, w: Floats, b: Floats, r: Floats) -> Floats:
+    c = a[:, None] * w
+    kept = 2 * pos(b) / stab(pos(c).sum(0) + pos(b)) - neg(b) / stab(neg(c).sum(0) + neg(b))
+    return alpha_beta(2, 1)(a, w, b, r) + evenly(c, kept * r)
+
+
+def redistributed_gamma(a: Floats, w: Floats, b: Floats, r: Floats) -> Floats:
+    z, p, n = a @ w + b, pos(a)[:, None], neg(a)[:, None]
+    up, down = w + 0.25 * pos(w), w + 0.25 * neg(w)
+    upper, lower = (p * up + n * down).sum(0), (p * down + n * up).sum(0)
+    b_up, b_down = b + 0.25 * pos(b), b + 0.25 * neg(b)
+    kept = np.where(z > 0, b_up / stab(upper + b_up), b_down / stab(lower + b_down)) * r
+    return gamma(0.25)(a, w, b, r) + evenly(a[:, None] * w, kept)
+
+
+def relative_epsilon(a: Floats, w: Floats, b: Floats, r: Floats) -> Floats:
+    z = a @ w + b
+    return (a[:, None] * w / (z + 0.25 * np.sqrt((z**2).mean()) * np.where(z >= 0, 1, -1)) * r).sum(1)
+
+
+def abs_lrp(a: Floats, w: Floats, b: Floats, r: Floats) -> Floats:
+    c = a[:, None] * w
+    messages = ((c + np.abs(c)) / np.abs(a @ w + b) * r).sum(1)
+    return messages / messages.sum() * r.sum()
+
+
 RULES: dict[str, tuple[AnyRule, Callable[..., Floats]]] = {
     "LRP-0": (lrp.LRP0(), lambda a, w, b, r: (a[:, None] * w / (a @ w + b) * r).sum(1)),
     "epsilon": (lrp.Epsilon(EPS), epsilon),
@@ -109,6 +147,11 @@ RULES: dict[str, tuple[AnyRule, Callable[..., Floats]]] = {
     "alpha1 beta0": (lrp.AlphaBeta(1.0, 0.0), alpha_beta(1, 0)),
     "gamma .25": (lrp.Gamma(0.25), gamma(0.25)),
     "gamma .5": (lrp.Gamma(0.5), gamma(0.5)),
+    "epsilon, bias redistributed": (lrp.Epsilon(EPS, bias="redistribute"), redistributed_epsilon),
+    "alpha2 beta1, bias redistributed": (lrp.AlphaBeta(bias="redistribute"), redistributed_alpha_beta),
+    "gamma .25, bias redistributed": (lrp.Gamma(0.25, bias="redistribute"), redistributed_gamma),
+    "epsilon relative to the spread": (lrp.Epsilon(0.25, relative=True), relative_epsilon),
+    "absLRP": (lrp.AbsLRP(), abs_lrp),
     "alpha2 beta1 without bias": (
         lrp.AlphaBeta(2.0, 1.0, bias="omit"),
         lambda a, w, b, r: alpha_beta(2, 1)(a, w, 0 * b, r),
@@ -163,6 +206,29 @@ def test_a_rule_is_its_formula(kind: str, rule: str, relu: bool) -> None:
     a = x.flatten().numpy()
     expected = RULES[rule][1](pos(a) if relu else a, w, b, r)
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [lrp.AbsLRP(), lrp.Epsilon(0.25, relative=True), lrp.Gamma(relative=True, bias="redistribute")],
+    ids=str,
+)
+def test_what_is_measured_over_a_sample_stays_in_it(rule: AnyRule) -> None:
+    _, shape, network = captured("conv2d", True)
+    composite = Composite("test", convolution=rule, linear=lrp.LRP0())
+    explainer = lrp.Explainer(network, composite=composite, dtype=torch.float64)
+    x = torch.randn(3, *shape, dtype=torch.float64) * torch.tensor([1.0, 10.0, 0.1])[:, None, None, None]
+    alone = torch.cat([explainer.explain(one[None], 7).relevance for one in x])
+    torch.testing.assert_close(explainer.explain(x, 7).relevance, alone, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", [lrp.Epsilon(0.0), lrp.Gamma(epsilon=0.0)], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_redistributed_biases_keep_nothing(kind: str, rule: AnyRule) -> None:
+    _, shape, network = captured(kind)
+    x = torch.randn(1, *shape, dtype=torch.float64)
+    got, r = explained(network, x, replace(rule, bias="redistribute"))
+    assert got.sum() == pytest.approx(r.sum(), rel=1e-9, abs=1e-9 * float(np.abs(r).sum()))
 
 
 LOW, HIGH = -3.5, 2.5

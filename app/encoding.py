@@ -48,6 +48,7 @@ def as_png(answer: Answer, look: Look) -> bytes:
             "Software": "Clearfold",
             "Model": answer.summary["model"],
             "Composite": answer.summary["composite"],
+            "Picked": answer.summary["picked"],
             "Target": str(target["index"]),
             "Label": target["label"] or "",
             "Score": repr(target["score"]),
@@ -93,6 +94,8 @@ def headers(summary: dict[str, Any]) -> dict[str, str]:
         "X-Clearfold-Label": quote(target["label"] or "", safe=""),
         "X-Clearfold-Score": repr(target["score"]),
         "X-Clearfold-Sum": repr(summary["sums"]["input"]),
+        "X-Clearfold-Picked": summary["picked"],
+        "X-Clearfold-Balanced": "true" if summary["balanced"] else "false",
     }
 
 

@@ -44,7 +44,8 @@ class Engine:
             rules = composites.rules(composite, parameters, spec)
             network = self.network(model)
             with self._building:
-                return lrp.Explainer(network, composite=rules, device=self._device)
+                # Not strict: a map that does not add up is answered, with a warning (`app.explaining`).
+                return lrp.Explainer(network, composite=rules, device=self._device, strict=False)
 
         labels = manifest.get("labels")
         return Subject(

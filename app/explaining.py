@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 import lrp
 from app import composites
 from app.inside import OTHERS, Inner, described
-from fusion.errors import BadTarget
+from fusion.errors import BadTarget, UnbalancedLedger
 from models.preprocess import InputSpec, decode, displayed, prepare
 
 Pixels = NDArray[np.uint8]
 Relevance = NDArray[np.float32]
+
+# How far a ledger may miss the score, as a share of all relevance moved, before the answer warns of it: some thousand
+# roundings of float32, in which the service explains.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Answer:
 
 
 def explain(load: Callable[[], Subject], question: Question) -> Answer:
-    """Raises BadInput, BadTarget, BadLayer, and whatever `load` raises."""
+    """Raises BadInput, BadTarget, BadLayer, UnbalancedLedger, and whatever `load` raises."""
     clock = Clock()
     with clock("load"):
         subject = load()
@@ -81,19 +85,26 @@ def explain(load: Callable[[], Subject], question: Question) -> Answer:
         relevance = explanation.relevance[0].detach().float().cpu().numpy()
     ledger = explanation.ledger
     assert ledger is not None  # an explainer keeps one unless told not to
+    refuse_non_finite(ledger)
+    warnings = imbalance(ledger)
     scores = explanation.output[0].detach().double().cpu()
     index = int(scores.argmax()) if target is None else target
     summary = {
         "model": subject.id,
         "composite": question.composite,
+        "picked": explanation.composite,
         "parameters": {**composites.parameters(question.composite), **question.parameters},
         "prediction": best(scores, subject, 1)[0],
         "target": {"index": index, "label": subject.label(index), "score": float(explanation.score[0])},
+        "balanced": not warnings,
+        "warnings": warnings,
         "sums": ledger.summary(),
         "ledger": ledger.to_json(),
         "timings": clock.milliseconds,
         "shape": list(relevance.shape),
     }
+    if question.composite == composites.AUTO:
+        summary["reason"] = subject.explainer.notes[-1]  # the explainer's last word is why it picked this one
     if question.against is not None:
         compared = None if against is None else {"index": against, "label": subject.label(against)}
         summary["against"] = OTHERS if compared is None else compared
@@ -103,6 +114,27 @@ def explain(load: Callable[[], Subject], question: Question) -> Answer:
     if question.layer is not None:
         inner, summary["inner"] = described(explanation.inner[question.layer], question.top)
     return Answer(np.ascontiguousarray(relevance), seen, summary, inner)
+
+
+def imbalance(ledger: lrp.Ledger, tolerance: float = TOLERANCE) -> list[str]:
+    """What to tell whoever reads a map of one image: nothing where the ledger balances, or how much is nowhere."""
+    if ledger.closes(tolerance):
+        return []
+    score, found = float(ledger.score), float(ledger.input + ledger.kept)
+    return [
+        f"The relevance does not add up: {abs(score - found):.3g} is missing between the score {score:.4g} and the "
+        f"{found:.4g} that was found, so do not trust the map. Take another composite or other parameters, or explain "
+        "in float64 with the Python library: lrp.Explainer(..., dtype=torch.float64)."
+    ]
+
+
+def refuse_non_finite(ledger: lrp.Ledger) -> None:
+    """A map with NaN or infinity in it cannot be drawn or written as JSON. Raises UnbalancedLedger."""
+    if not all(bool(amount.isfinite().all()) for amount in (ledger.score, ledger.input, ledger.kept)):
+        raise UnbalancedLedger(
+            "The relevance is not finite: with these parameters it leaves the range of float32. Take another composite "
+            "or smaller parameters, or explain in float64 with the Python library."
+        )
 
 
 def predict(subject: Subject, image: bytes, top: int) -> dict[str, Any]:

@@ -199,10 +199,16 @@ class ExplanationSummary(BaseModel):
     """An explanation without its array. The target's score is the difference where it was compared with others."""
 
     model: str
-    composite: str
+    composite: str = Field(description="As it was asked for")
+    picked: str = Field(
+        description="The composite that was used: with `auto`, the one that suits the network"
+    )
+    reason: str | None = Field(None, description="With `auto`: why this one was picked")
     parameters: dict[str, Any]
     prediction: Prediction
     target: Target
+    balanced: bool = Field(description="Whether input + kept = score, up to rounding")
+    warnings: list[str] = Field(description="What to know before the map is trusted; empty if nothing")
     sums: Sums
     ledger: Any = Field(description="What each layer kept")
     timings: dict[str, float] = Field(description="Milliseconds")

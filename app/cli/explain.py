@@ -23,7 +23,9 @@ def explain(
     target: Annotated[
         str | None, typer.Option("--target", "-t", help="Class index or label [the best].")
     ] = None,
-    composite: Annotated[str, typer.Option("--composite", "-c", help="The rules.")] = "EpsilonPlusFlat",
+    composite: Annotated[
+        str, typer.Option("--composite", "-c", help="The rules; auto picks by the network.")
+    ] = "EpsilonPlusFlat",
     against: Annotated[
         str | None, typer.Option("--against", help="Why not this class: its index or label, or 'others'.")
     ] = None,
@@ -73,6 +75,8 @@ def explain(
         console.result({**answer.summary, "file": str(path)})
     else:
         _tell(answer, path)
+    for warning in answer.summary["warnings"]:
+        console.say(f"Warning: {warning}")
 
 
 def _subject(
@@ -96,7 +100,7 @@ def _subject(
     rules = composites.rules(composite, {}, opened.input)
     classes = network.outputs[0].shape[1]
     assert classes is not None  # the class scores have a fixed number of classes
-    explainer = lrp.Explainer(network, composite=rules, device=device)
+    explainer = lrp.Explainer(network, composite=rules, device=device, strict=False)
     return Subject(model, opened.input, opened.labels, classes, explainer)
 
 
@@ -111,6 +115,10 @@ def _tell(answer: "Answer", path: Path) -> None:
         f"+ kept {sums['kept']:.4g}",
         highlight=False,
     )
+    if "reason" in answer.summary:
+        console.out.print(
+            f"Composite   {answer.summary['reason']}", highlight=False, markup=False, soft_wrap=True
+        )
     inner = answer.summary.get("inner")
     if inner is not None:
         console.out.print(

@@ -86,6 +86,11 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
             "X-Clearfold-Label": {"description": "Its label, percent-encoded", "schema": {"type": "string"}},
             "X-Clearfold-Score": {"description": "Its score", "schema": {"type": "number"}},
             "X-Clearfold-Sum": {"description": "Sum of the relevance", "schema": {"type": "number"}},
+            "X-Clearfold-Picked": {"description": "Composite that was used", "schema": {"type": "string"}},
+            "X-Clearfold-Balanced": {
+                "description": "Whether the score is accounted for; JSON and NPZ say what is wrong",
+                "schema": {"type": "boolean"},
+            },
         },
         "content": {
             encoding.PNG: {"schema": bodies.FILE},

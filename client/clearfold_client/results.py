@@ -111,7 +111,9 @@ class Explanation:
     `relevance` is [C, H, W] at the network's input size, and adds up to `sums["input"]`; `seen` is the image
     as the network saw it, [H, W, 3]; `sums` has score, input, kept, error, `ledger` what each layer kept. `against` is
     the class that the target was compared with (its label, or its index where it has none), or "others"; the score is
-    then the difference. `inner` is the relevance at the layer that was asked for.
+    then the difference. `inner` is the relevance at the layer that was asked for. `picked` is the composite that was
+    used (with the composite "auto", the one that suits the network, and `reason` says why); `balanced` is whether the
+    score is accounted for, and `warnings` says what is wrong if not. A server that does not say these leaves them None.
     """
 
     relevance: NDArray[np.float32]
@@ -125,6 +127,10 @@ class Explanation:
     timings: dict[str, float]
     against: str | int | None = None
     inner: Inner | None = None
+    picked: str | None = None
+    reason: str | None = None
+    balanced: bool | None = None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_npz(cls, content: bytes) -> "Explanation":
@@ -144,6 +150,10 @@ class Explanation:
             timings=summary["timings"],
             against=_against(summary.get("against")),
             inner=None if values is None else _inner(values, summary["inner"]),
+            picked=summary.get("picked"),
+            reason=summary.get("reason"),
+            balanced=summary.get("balanced"),
+            warnings=tuple(summary.get("warnings", ())),
         )
 
     @property

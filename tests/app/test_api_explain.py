@@ -16,10 +16,13 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from app import composites
 from app import service as service_module
 from app.main import create_app
 from app.settings import Settings
+from fusion.errors import BadComposite
 from lrp.composites import COMPOSITES
+from models.preprocess import InputSpec
 from tests.support.served import encoded, picture
 
 NPY, NPZ, JSON = "application/x-npy", "application/x-npz", "application/json"
@@ -183,16 +186,46 @@ class TestTargets:
 class TestComposites:
     def test_all_are_listed_with_their_parameters(self, api: TestClient) -> None:
         said = api.get("/v1/composites").json()
-        assert [entry["name"] for entry in said["composites"]] == list(COMPOSITES)
+        assert [entry["name"] for entry in said["composites"]] == [*COMPOSITES, "auto"]
         assert said["default"] == "EpsilonPlusFlat"
-        assert all("epsilon" in entry["parameters"] and entry["description"] for entry in said["composites"])
+        assert all(entry["description"] for entry in said["composites"])
+        assert all("epsilon" in entry["parameters"] for entry in said["composites"][:-1])
+        assert said["composites"][-1]["parameters"] == {}
 
-    @pytest.mark.parametrize("composite", list(COMPOSITES))
+    @pytest.mark.parametrize("composite", [*COMPOSITES, "auto"])
     def test_each_explains(self, api: TestClient, image: bytes, composite: str) -> None:
         answer = api.post(
             "/v1/explain", params={"composite": composite}, content=image, headers={"Accept": NPY}
         )
         assert np.isfinite(npy(answer)).all()
+
+    def test_auto_says_what_it_picked_and_why(self, api: TestClient, image: bytes) -> None:
+        ask = {"composite": "auto"}
+        said = api.post("/v1/explain", params=ask, content=image, headers={"Accept": JSON}).json()
+        assert (said["composite"], said["parameters"]) == ("auto", {})
+        assert said["picked"] in COMPOSITES
+        assert said["reason"].startswith(f"The composite {said['picked']} was picked for ")
+        automatic = api.post("/v1/explain", params=ask, content=image, headers={"Accept": NPY})
+        assert automatic.headers["X-Clearfold-Picked"] == said["picked"]
+        by_name = api.post(
+            "/v1/explain", params={"composite": said["picked"]}, content=image, headers={"Accept": NPY}
+        )
+        np.testing.assert_array_equal(npy(automatic), npy(by_name))
+
+    def test_a_named_composite_is_the_one_that_is_used(self, api: TestClient, image: bytes) -> None:
+        ask = {"composite": "EpsilonPlus"}
+        said = api.post("/v1/explain", params=ask, content=image, headers={"Accept": JSON}).json()
+        assert (said["composite"], said["picked"]) == ("EpsilonPlus", "EpsilonPlus")
+        assert "reason" not in said
+
+    def test_the_layers_under_auto(self, api: TestClient) -> None:
+        answer = api.get("/v1/models/builtin/layers", params={"composite": "auto"})
+        assert answer.status_code == 200
+        assert answer.json()["layers"]
+
+    def test_auto_takes_no_parameters(self) -> None:
+        with pytest.raises(BadComposite, match="auto has no parameter 'gamma': it takes none"):
+            composites.rules("auto", {"gamma": 1.0}, InputSpec((32, 32)))
 
     def test_the_box_of_gamma_box_is_the_network_s_input_range(self, api: TestClient, image: bytes) -> None:
         ask = {"composite": "EpsilonGammaBox"}
@@ -206,6 +239,8 @@ class TestComposites:
         ("query", "word"),
         [
             ({"composite": "Magic"}, "EpsilonPlusFlat"),
+            ({"composite": "Magic"}, "auto"),
+            ({"composite": "auto", "epsilon": "1"}, "epsilon"),
             ({"gamma": "1"}, "gamma"),
             ({"epsilon": "much"}, "epsilon"),
             ({"epsilon": "nan"}, "epsilon"),
@@ -222,6 +257,35 @@ class TestComposites:
         answer = api.post("/v1/explain", params=query, content=image)
         assert answer.status_code == 422
         assert word in answer.json()["detail"]
+
+
+class TestBalance:
+    def test_a_ledger_that_balances(self, api: TestClient, image: bytes) -> None:
+        answer = api.post("/v1/explain", content=image, headers={"Accept": JSON})
+        assert (answer.json()["balanced"], answer.json()["warnings"]) == (True, [])
+        assert answer.headers["X-Clearfold-Balanced"] == "true"
+
+    @pytest.mark.usefixtures("lossy")
+    def test_one_that_does_not_is_answered_with_a_warning(self, api: TestClient, image: bytes) -> None:
+        answer = api.post("/v1/explain", content=image, headers={"Accept": JSON})
+        said = answer.json()
+        assert (answer.status_code, said["balanced"]) == (200, False)
+        (warning,) = said["warnings"]
+        sums = said["sums"]
+        assert f"{abs(sums['score'] - sums['input']):.3g} is missing" in warning
+        assert "float64" in warning
+        for accept in (NPY, "image/png"):
+            other = api.post("/v1/explain", content=image, headers={"Accept": accept})
+            assert (other.status_code, other.headers["X-Clearfold-Balanced"]) == (200, "false")
+
+    @pytest.mark.parametrize("accept", [JSON, NPY, "image/png"])
+    def test_relevance_that_is_not_finite_is_refused(
+        self, api: TestClient, image: bytes, accept: str
+    ) -> None:
+        ask = {"composite": "EpsilonGammaBox", "gamma": "1e38"}
+        answer = api.post("/v1/explain", params=ask, content=image, headers={"Accept": accept})
+        assert (answer.status_code, answer.json()["type"]) == (500, "/problems/unbalanced-ledger")
+        assert "not finite" in answer.json()["detail"]
 
 
 class TestLoad:
@@ -275,11 +339,11 @@ class TestLoad:
         )
         with TestClient(create_app(Settings(data=prepared, device="cpu", concurrency=4))) as api:
             with ThreadPoolExecutor(8) as pool:
-                composites = [name for name in list(COMPOSITES)[:2] for _ in range(4)]
+                names = [name for name in list(COMPOSITES)[:2] for _ in range(4)]
                 answers = list(
                     pool.map(
                         lambda name: api.post("/v1/explain", params={"composite": name}, content=image),
-                        composites,
+                        names,
                     )
                 )
             assert {answer.status_code for answer in answers} == {200}

@@ -102,6 +102,30 @@ class TestExplain:
         done = run("explain", image, "-m", "Clearfold objects", "--data", data, "--json")
         assert json.loads(done.out)["model"] == "builtin"
 
+    def test_the_automatic_composite(self, run, image: Path, onnx_file: Path) -> None:
+        asked = ["explain", image, "-m", onnx_file, "-c", "auto"]
+        said = json.loads(run(*asked, "--json").out)
+        assert (said["composite"], said["picked"]) == ("auto", "EpsilonPlusFlat")
+        done = run(*asked)
+        assert done.code == 0, done.err
+        assert said["reason"] in done.out
+
+    def test_an_unknown_composite(self, run, image: Path) -> None:
+        done = run("explain", image, "-c", "Magic")
+        assert done.code != 0
+        assert "auto" in done.err
+
+    def test_a_ledger_that_balances_needs_no_warning(self, run, image: Path, onnx_file: Path) -> None:
+        assert "Warning" not in run("explain", image, "-m", onnx_file).err
+
+    @pytest.mark.usefixtures("lossy")
+    def test_a_ledger_that_does_not_balance(self, run, image: Path, onnx_file: Path) -> None:
+        done = run("explain", image, "-m", onnx_file, "--json")
+        assert done.code == 0
+        said = json.loads(done.out)
+        assert not said["balanced"]
+        assert f"Warning: {said['warnings'][0]}" in done.err
+
     def test_an_output_that_is_no_png(self, run, image: Path, tmp_path: Path) -> None:
         assert run("explain", image, "-o", tmp_path / "missing" / "out.png").code == 2
 

@@ -105,6 +105,26 @@ class TestExplaining:
 
     def test_composites(self, client: Client) -> None:
         assert "gamma" in client.composites()["EpsilonGammaBox"]
+        assert client.composites()["auto"] == {}
+
+    def test_the_automatic_composite(self, client: Client) -> None:
+        explanation = client.explain(picture(), composite="auto")
+        assert (explanation.composite, explanation.picked) == ("auto", "EpsilonPlusFlat")
+        assert explanation.reason is not None
+        assert "EpsilonPlusFlat" in explanation.reason
+        named = client.explain(picture(), composite="EpsilonPlusFlat")
+        assert (named.picked, named.reason) == ("EpsilonPlusFlat", None)
+        assert np.array_equal(explanation.relevance, named.relevance)
+
+    def test_a_ledger_that_balances(self, client: Client) -> None:
+        explanation = client.explain(picture())
+        assert (explanation.balanced, explanation.warnings) == (True, ())
+
+    @pytest.mark.usefixtures("lossy")
+    def test_a_ledger_that_does_not_balance(self, client: Client) -> None:
+        explanation = client.explain(picture())
+        assert explanation.balanced is False
+        assert "float64" in explanation.warnings[0]
 
 
 class TestInside:

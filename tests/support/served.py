@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import uvicorn
 from PIL import Image
 from torch import nn
 
+import lrp
 from app.conversion import ConversionFailed, Converter, Request
 from app.library import Library
 from app.main import create_app
@@ -129,6 +130,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ConversionFailed(error.code, str(error)) from error
 
     monkeypatch.setattr(Converter, "run", run)
+
+
+@pytest.fixture
+def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Explanations whose ledger has lost what the layers kept, so that it does not balance."""
+    real = lrp.Explainer.explain
+
+    def explain(self: lrp.Explainer, *arguments: object, **named: object) -> lrp.Explanation:
+        explanation = real(self, *arguments, **named)  # type: ignore[arg-type]
+        assert explanation.ledger is not None
+        return replace(explanation, ledger=replace(explanation.ledger, entries=()))
+
+    monkeypatch.setattr(lrp.Explainer, "explain", explain)
 
 
 @pytest.fixture(scope="session")

@@ -167,6 +167,7 @@ export const api = {
       label: decodeURIComponent(header("Label")),
       score: Number(header("Score")),
       sum: Number(header("Sum")),
+      picked: header("Picked"),
     };
   },
 

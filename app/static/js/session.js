@@ -220,7 +220,8 @@ export class Session {
           explanation: {
             ...answer, map,
             picture: fit(/** @type {Picture} */ (store.state.picture), map.width, map.height),
-            imageName: image.name, modelId: model.id, modelName: model.name, composite: methodWords(composite ?? "", parameters),
+            imageName: image.name, modelId: model.id, modelName: model.name,
+            composite: methodWords(composite ?? "", parameters, answer.picked),
           },
           account: null,
           accountNote: null,
@@ -345,9 +346,10 @@ function readLabels(text) {
   return text.split(/\r?\n/).map((line) => line.trim()).filter(Boolean);
 }
 
-/** @param {string} composite @param {Record<string, number>} parameters */
-function methodWords(composite, parameters) {
+/** @param {string} composite @param {Record<string, number>} parameters @param {string} picked by the server, for auto */
+function methodWords(composite, parameters, picked) {
   const changed = Object.entries(parameters).map(([name, value]) => `${name} ${value}`);
+  if (picked && picked !== composite) changed.unshift(picked);
   return changed.length ? `${composite} (${changed.join(", ")})` : composite;
 }
 

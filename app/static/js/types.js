@@ -71,6 +71,7 @@
  * @property {string} label
  * @property {number} score
  * @property {number} sum
+ * @property {string} picked the composite that was used, whatever was asked for
  * @property {string} modelId
  * @property {string} modelName
  * @property {string} composite with the parameters that were changed

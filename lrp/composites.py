@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from inspect import signature
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from fusion.errors import BadComposite
 from fusion.linear import LinearLayer
@@ -25,6 +25,11 @@ from lrp.rules import (
     bound,
 )
 
+AttentionRule: TypeAlias = Literal["values", "attnlrp"]
+GateRule: TypeAlias = Literal["signal", "uniform"]
+SumRule: TypeAlias = Literal["contribution", "ratio"]
+NormalizationRule: TypeAlias = Literal["ln-rule", "identity"]
+
 
 @dataclass(frozen=True)
 class Composite:
@@ -32,9 +37,17 @@ class Composite:
 
     convolution, linear: the rule for each kind of layer. first: the rule for layers that read the input directly
     (for convolutions only, where `first_convolutions_only`). overrides: (pattern, rule) pairs; the last one whose
-    pattern matches the layer's name wins over everything else. norm_epsilon: the stabilizer at residual sums and
-    average pools (the field's Norm rule; 0 lets the gradient do it exactly). batch_norm: the rule at batch norms that
-    stay in the network, "magnitude", "identity" or "epsilon" (`lrp.batch_norm`).
+    pattern matches the layer wins over everything else; `override` says what a pattern is. norm_epsilon: the stabilizer
+    at residual sums and average pools (the field's Norm rule; 0 lets the gradient do it exactly).
+
+    What happens elsewhere: batch_norm: the rule at batch norms that stay in the network, "magnitude", "identity" or
+    "epsilon" (`lrp.batch_norm`). attention: "values" holds attention weights constant (CP-LRP, Ali et al. 2022,
+    arXiv:2202.07304); "attnlrp" gives queries and keys their part too (Achtibat et al. 2024, arXiv:2402.05602, prop.
+    3.1 and 3.3). gates: a sigmoid's product with a signal goes all to the "signal" (Pahde et al. 2023), or "uniform",
+    half to each (Achtibat et al. 2024, prop. 3.2). sums: each term of a residual sum has its "contribution"
+    a / (a + b), or the "ratio" |a| / (|a| + |b|), which nothing cancels (Otsuki et al. 2024, arXiv:2407.09115).
+    normalization: the divisions that stay of layer, group and instance norms pass relevance by the "ln-rule" (deviation
+    constant, centering linear, Ali et al. 2022) or unchanged, by "identity".
     """
 
     name: str
@@ -45,9 +58,23 @@ class Composite:
     overrides: tuple[tuple[str, AnyRule], ...] = field(default=())
     norm_epsilon: float = 0.0
     batch_norm: BatchNormRule = "magnitude"
+    attention: AttentionRule = "values"
+    gates: GateRule = "signal"
+    sums: SumRule = "contribution"
+    normalization: NormalizationRule = "ln-rule"
+
+    def __post_init__(self) -> None:
+        for name, known in _WAYS.items():
+            if getattr(self, name) not in known:
+                raise BadComposite(
+                    f"There is no way '{getattr(self, name)}' for {name}: choose one of {', '.join(known)}."
+                )
 
     def override(self, rules: Mapping[str, AnyRule]) -> Composite:
-        """The same composite with other rules at the layers whose names match the given names or glob patterns."""
+        """The same composite with other rules at the layers that a pattern matches: a layer's name, a glob pattern of
+        names, or one of "@first", "@last" (in execution order), "@low", "@mid", "@high" (thirds of the convolutions
+        that see their neighbours' values; of all layers but the last in a network with fewer than three of them),
+        "@conv", "@conv_transpose", "@linear" (kinds of layers)."""
         return replace(self, overrides=(*self.overrides, *rules.items()))
 
     def resolve(
@@ -55,13 +82,15 @@ class Composite:
     ) -> dict[LinearLayer, AnyRule]:
         """The rule of every layer. Raises BadComposite for an override that matches nothing, or for an input rule
         at a layer that does not read the input."""
+        groups = layer_groups(layers)
         for pattern, _ in self.overrides:
-            if not any(_matches(layer, pattern) for layer in layers):
+            if not any(_matches(layer, pattern, groups) for layer in layers):
                 known = ", ".join(layer.name for layer in layers[:8]) + (", ..." if len(layers) > 8 else "")
                 raise BadComposite(
-                    f"The override '{pattern}' matches no linear layer. The layers are: {known}."
+                    f"The override '{pattern}' matches no linear layer. The layers are: {known}. Groups of them are: "
+                    f"{', '.join(sorted(set().union(*groups.values())))}."
                 )
-        resolved = {layer: self._rule(layer, layer in readers_of_input) for layer in layers}
+        resolved = {layer: self._rule(layer, layer in readers_of_input, groups) for layer in layers}
         for layer, rule in resolved.items():
             if isinstance(rule, InputRule) and layer not in readers_of_input:
                 raise BadComposite(
@@ -70,9 +99,9 @@ class Composite:
                 )
         return resolved
 
-    def _rule(self, layer: LinearLayer, reads_input: bool) -> AnyRule:
+    def _rule(self, layer: LinearLayer, reads_input: bool, groups: Mapping[LinearLayer, set[str]]) -> AnyRule:
         for pattern, rule in reversed(self.overrides):
-            if _matches(layer, pattern):
+            if _matches(layer, pattern, groups):
                 return rule
         convolution = layer.kind != "linear"
         if reads_input and self.first is not None and (convolution or not self.first_convolutions_only):
@@ -83,12 +112,43 @@ class Composite:
         parts = [f"convolution {self.convolution}", f"linear {self.linear}"]
         parts += [f"first {self.first}"] if self.first else []
         parts += [f"{pattern} {rule}" for pattern, rule in self.overrides]
-        parts += [f"batch norms {self.batch_norm}"] if self.batch_norm != "magnitude" else []
+        defaults = type(self).__dataclass_fields__
+        parts += [
+            f"{name.replace('_', ' ')} {getattr(self, name)}"
+            for name in ("batch_norm", *_WAYS)
+            if getattr(self, name) != defaults[name].default
+        ]
         return f"{self.name}: " + ", ".join(parts)
 
 
-def _matches(layer: LinearLayer, pattern: str) -> bool:
-    return fnmatchcase(layer.name, pattern) or layer.node.name == pattern
+_WAYS: dict[str, tuple[str, ...]] = {
+    "attention": get_args(AttentionRule),
+    "gates": get_args(GateRule),
+    "sums": get_args(SumRule),
+    "normalization": get_args(NormalizationRule),
+}
+
+
+def layer_groups(layers: Sequence[LinearLayer]) -> dict[LinearLayer, set[str]]:
+    """The groups that every layer belongs to, by the names that overrides know: see `Composite.override`."""
+    groups = {layer: {f"@{layer.kind}"} for layer in layers}
+    if layers:
+        groups[layers[0]].add("@first")
+        groups[layers[-1]].add("@last")
+    deep = [layer for layer in layers if layer.kind != "linear" and _sees_neighbours(layer)]
+    deep = deep if len(deep) >= 3 else list(layers[:-1])
+    for i, layer in enumerate(deep):
+        groups[layer].add(("@low", "@mid", "@high")[i * 3 // len(deep)])
+    return groups
+
+
+def _sees_neighbours(layer: LinearLayer) -> bool:
+    shape = layer.weight.meta["shape"]
+    return any(size is not None and size > 1 for size in shape[2:])
+
+
+def _matches(layer: LinearLayer, pattern: str, groups: Mapping[LinearLayer, set[str]]) -> bool:
+    return pattern in groups[layer] or fnmatchcase(layer.name, pattern) or layer.node.name == pattern
 
 
 def epsilon_plus(
@@ -151,12 +211,27 @@ def epsilon_alpha2_beta1_flat(
     return replace(base, name="EpsilonAlpha2Beta1Flat", first=Flat(epsilon=stabilizer))
 
 
+def attn_lrp(
+    epsilon: float = 1e-6, stabilizer: float = 1e-6, norm_epsilon: float = 0.0, bias: BiasMode = "absorb"
+) -> Composite:
+    """Epsilon at every layer, relevance through queries and keys too (Achtibat et al. 2024, arXiv:2402.05602)."""
+    return Composite(
+        "AttnLRP",
+        convolution=Epsilon(epsilon=stabilizer, bias=bias),
+        linear=Epsilon(epsilon=epsilon, bias=bias),
+        norm_epsilon=norm_epsilon,
+        attention="attnlrp",
+        gates="uniform",
+    )
+
+
 COMPOSITES: dict[str, Callable[..., Composite]] = {
     "EpsilonPlus": epsilon_plus,
     "EpsilonPlusFlat": epsilon_plus_flat,
     "EpsilonGammaBox": epsilon_gamma_box,
     "EpsilonAlpha2Beta1": epsilon_alpha2_beta1,
     "EpsilonAlpha2Beta1Flat": epsilon_alpha2_beta1_flat,
+    "AttnLRP": attn_lrp,
 }
 DEFAULT = "EpsilonPlusFlat"
 

@@ -29,15 +29,16 @@ _MOVING = set(
 )
 
 
-def held(network: Network) -> set[fx.Node]:
-    """The nodes whose every reader holds them constant, or is held constant itself."""
+def held(network: Network, opened: Callable[[fx.Node], bool] = lambda node: False) -> set[fx.Node]:
+    """The nodes whose every reader holds them constant, or is held constant itself. opened: the readers that hold
+    nothing, because the composite says so (`attends`, `is_gated`)."""
     found: set[fx.Node] = set()
     for node in reversed(list(network.graph.nodes)):
         readers = [user for user in node.users if not is_size_arithmetic(user)]
         if (
             node.op == "call_function"
             and readers
-            and all(u in found or node in _held_by(network, u) for u in readers)
+            and all(u in found or (not opened(u) and node in _held_by(network, u)) for u in readers)
         ):
             found.add(node)
     return found
@@ -46,6 +47,33 @@ def held(network: Network) -> set[fx.Node]:
 def _held_by(network: Network, reader: fx.Node) -> list[fx.Node]:
     function = held_inputs.get(op_name(reader)) if reader.op == "call_function" else None
     return [] if function is None else function(network, reader)
+
+
+def attends(network: Network, node: fx.Node) -> bool:
+    """Whether a node mixes values by attention weights."""
+    if node.op != "call_function":
+        return False
+    op = op_name(node)
+    return op == "scaled_dot_product_attention" or (
+        op in ("matmul", "bmm", "einsum") and any(_is_softmax(network, f) for f in factors_of(node))
+    )
+
+
+def is_gated(network: Network, node: fx.Node) -> bool:
+    """Whether a node multiplies a signal by a sigmoid (masks, statistics and attention weights are none)."""
+    return (
+        node.op == "call_function"
+        and op_name(node) == "mul"
+        and any(_is_sigmoid(network, f) for f in factors_of(node))
+    )
+
+
+def _is_sigmoid(network: Network, node: Any) -> bool:
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        if op_name(node) in ("sigmoid", "hardsigmoid") or is_hard_sigmoid(network, node):
+            return True
+        node = node.args[0] if op_name(node) in _MOVING else _scaled(network, node)
+    return False
 
 
 def is_gate(network: Network, node: Any) -> bool:

@@ -14,7 +14,7 @@ from fusion.errors import UnsupportedOperator
 from fusion.network import is_size_arithmetic, op_name
 from fusion.normalize import argument
 from lrp.batch_norm import propagation
-from lrp.graft import passed, ratio, received
+from lrp.graft import passed, ratio, received, share
 from lrp.held import factors_of, held_factors
 from lrp.surrogate import Builder, is_code, operator_rule
 
@@ -73,7 +73,29 @@ def _sum_or_choice(builder: Builder, node: fx.Node) -> fx.Node:
             else builder.emit(aten.mul.Tensor, builder.values[source], sign)
         )
         return builder.graft(node, total, [carrier], [None])
+    if op_name(node) == "add" and builder.composite.sums == "ratio" and _is_residual(builder, node):
+        a, b = (builder.values[n] for n in node.args)  # type: ignore[index]
+        da, db = builder.detached(a), builder.detached(b)
+        return builder.graft(
+            node, total, [a, b], [builder.emit(own_share, da, db), builder.emit(own_share, db, da)]
+        )
     return _norm(builder, node, total) if op_name(node) == "add" else total
+
+
+def _is_residual(builder: Builder, node: fx.Node) -> bool:
+    """Whether a sum is that of two signals of one shape, as behind a skip connection."""
+    terms = [n for n in node.args if builder.depends(n)]
+    return (
+        len(node.args) == 2
+        and len(terms) == 2
+        and not node.kwargs
+        and len({tuple(n.meta["shape"]) for n in terms}) == 1  # type: ignore[union-attr]
+    )
+
+
+def own_share(a: Tensor, b: Tensor) -> Tensor:
+    """The multiplier of a that hands it |a| / (|a| + |b|) of the relevance of a + b (Otsuki et al. 2024)."""
+    return ratio(a.sign() * (a + b), a.abs() + b.abs())
 
 
 @operator_rule("constant_pad_nd", "pad")
@@ -134,19 +156,19 @@ def _activated(builder: Builder, node: fx.Node, source: fx.Node) -> fx.Node:
 @operator_rule("mul", "matmul", "bmm", "mm", "mv", "dot", "einsum")
 def _product(builder: Builder, node: fx.Node) -> fx.Node:
     """One factor constant: linear. A gate, attention weights or the inverse of a statistic times a signal: all to the
-    signal (CP-LRP, Ali et al. 2022; signal-only gate, Pahde et al. 2023; `lrp.held`). N signals: a
-    share of 1/N each (Achtibat et al. 2024, prop. 3.2-3.3)."""
+    signal (CP-LRP, Ali et al. 2022; signal-only gate, Pahde et al. 2023; `lrp.held`), unless the composite says
+    otherwise. N signals: a share of 1/N each (Achtibat et al. 2024, prop. 3.2-3.3)."""
     factors = [a for a in factors_of(node) if builder.depends(a)]
     if len(factors) < 2:
         return builder.copied(node)
-    constant = held_factors(builder.network, node)
+    constant = [] if builder.opened(node) else held_factors(builder.network, node)
     if constant:
         return builder.copied(
             node, lambda n: builder.detached(builder.values[n]) if n in constant else builder.values[n]
         )
     value = builder.copied(node)
-    share = builder.emit(torch.full_like, builder.detached(value), 1 / len(factors))
-    return builder.graft(node, value, [value], [share], degree=len(factors))
+    part = builder.emit(torch.full_like, builder.detached(value), 1 / len(factors))
+    return builder.graft(node, value, [value], [part], degree=len(factors))
 
 
 @operator_rule("pow", "square")
@@ -186,11 +208,29 @@ def _softmax(builder: Builder, node: fx.Node) -> fx.Node:
 
 @operator_rule("scaled_dot_product_attention")
 def _attention(builder: Builder, node: fx.Node) -> fx.Node:
-    """Attention weights held constant, relevance through the values alone (CP-LRP, Ali et al. 2022)."""
-    query, key, *rest = node.args  # by place: the value may be the same tensor
-    frozen = [builder.detached(builder.values[n]) for n in (query, key)]  # type: ignore[index]
-    args, kwargs = fx.node.map_arg((tuple(rest), dict(node.kwargs)), lambda n: builder.values[n])
-    return builder.emit(node.target, *frozen, *args, **kwargs)  # type: ignore[arg-type]
+    """Attention weights held constant, relevance through the values alone (CP-LRP, Ali et al. 2022).
+
+    Or, as two products around a softmax, half of the gradient to the values and a quarter to queries and keys (AttnLRP,
+    Achtibat et al. 2024, in the form of Arras et al. 2025, arXiv:2502.15886). The softmax does not conserve: its node
+    keeps the rest."""
+    query, key, value, *rest = node.args  # by place: they may be the same tensor
+    if not builder.opened(node):
+        frozen = [builder.detached(builder.values[n]) for n in (query, key)]  # type: ignore[index]
+        args, kwargs = fx.node.map_arg(((value, *rest), dict(node.kwargs)), lambda n: builder.values[n])
+        return builder.emit(node.target, *frozen, *args, **kwargs)  # type: ignore[arg-type]
+
+    def part(n: fx.Node, amount: float) -> fx.Node:
+        x = builder.values[n]
+        if not builder.depends(n):
+            return x
+        taken = builder.emit(passed, builder.recorder, builder.key(node), x, builder.place(n))
+        return builder.emit(share, taken, amount)
+
+    shares = [part(n, amount) for n, amount in ((query, 0.25), (key, 0.25), (value, 0.5))]  # type: ignore[arg-type]
+    # A bias of the weights that is computed from the image stands in the first product's sum.
+    args, kwargs = fx.node.map_arg((tuple(rest), dict(node.kwargs)), lambda n: part(n, 0.5))
+    answer = builder.emit(node.target, *shares, *args, **kwargs)  # type: ignore[arg-type]
+    return builder.emit(received, builder.recorder, builder.key(node), answer, builder.place(node))
 
 
 # --- normalizations that fusion could not fold ------------------------------------------------------------------
@@ -238,7 +278,10 @@ def centred(x: Tensor, axes: list[int], eps: float, weight: Tensor | None, group
 def _statistics(
     builder: Builder, node: fx.Node, axes: list[int], channels: bool = True, groups: int = 0
 ) -> fx.Node:
-    """The LN-rule (Ali et al. 2022): deviation held constant, centering linear, the shift keeps its part."""
+    """The LN-rule (Ali et al. 2022): deviation held constant, centering linear, the shift keeps its part. Or identity:
+    relevance passes unchanged (zennit's Pass)."""
+    if builder.composite.normalization == "identity":
+        return _activated(builder, node, node.args[0])  # type: ignore[arg-type]
     weight = argument(node, "weight")
     shaped = None
     if weight is not None:

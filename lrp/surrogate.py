@@ -21,7 +21,7 @@ from lrp.composites import Composite
 from lrp.decompose import decomposed
 from lrp.distances import distance_layer
 from lrp.graft import Place, graft, sink
-from lrp.held import held
+from lrp.held import attends, held, is_gated
 from lrp.rules import MAGNITUDE, AnyRule, Branch, InputRule, LinearRule, ZBox
 from lrp.shares import branched, quotient, redistributed
 from lrp.signs import non_negative
@@ -67,7 +67,7 @@ class Builder:
         self.dependent = value_dependent(self.network)
         self.places = sample_places(self.network)
         self.signs = non_negative(self.network)
-        self.held = held(self.network)
+        self.held = held(self.network, self.opened)
         self.x = self.graph.placeholder("x")
         self.gate = self.graph.placeholder("gate")
         self.recorder = self.graph.placeholder("recorder")
@@ -140,6 +140,12 @@ class Builder:
     # --- looking ----------------------------------------------------------------------------------------------
     def place(self, node: fx.Node) -> Place:
         return self.places.get(node, (0, 1))
+
+    def opened(self, node: fx.Node) -> bool:
+        """Whether the composite lets relevance into what chooses or scales a signal in this product."""
+        return (self.composite.attention == "attnlrp" and attends(self.network, node)) or (
+            self.composite.gates == "uniform" and is_gated(self.network, node)
+        )
 
     def depends(self, value: Any) -> bool:
         return isinstance(value, fx.Node) and value in self.dependent

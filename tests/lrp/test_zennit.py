@@ -51,7 +51,9 @@ def by_zennit(module: nn.Module, x: Tensor, composite: str, canonizer: type) -> 
     return relevance
 
 
-@pytest.mark.parametrize("composite", lrp.COMPOSITES)
+@pytest.mark.parametrize(
+    "composite", [name for name in lrp.COMPOSITES if name != "AttnLRP"]
+)  # zennit has none
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_relevance_as_zennit(name: str, composite: str) -> None:
     module, network = prepared(name)

@@ -19,10 +19,6 @@ from models.preprocess import InputSpec, decode, displayed, prepare
 Pixels = NDArray[np.uint8]
 Relevance = NDArray[np.float32]
 
-# How far a ledger may miss the score, as a share of all relevance moved, before the answer warns of it: some thousand
-# roundings of float32, in which the service explains.
-TOLERANCE = 1e-3
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -86,7 +82,7 @@ def explain(load: Callable[[], Subject], question: Question) -> Answer:
     ledger = explanation.ledger
     assert ledger is not None  # an explainer keeps one unless told not to
     refuse_non_finite(ledger)
-    warnings = imbalance(ledger)
+    warnings = imbalance(ledger, subject.explainer.tolerance)
     scores = explanation.output[0].detach().double().cpu()
     index = int(scores.argmax()) if target is None else target
     summary = {
@@ -104,7 +100,7 @@ def explain(load: Callable[[], Subject], question: Question) -> Answer:
         "shape": list(relevance.shape),
     }
     if question.composite == composites.AUTO:
-        summary["reason"] = subject.explainer.notes[-1]  # the explainer's last word is why it picked this one
+        summary["reason"] = subject.explainer.reason
     if question.against is not None:
         compared = None if against is None else {"index": against, "label": subject.label(against)}
         summary["against"] = OTHERS if compared is None else compared
@@ -116,7 +112,7 @@ def explain(load: Callable[[], Subject], question: Question) -> Answer:
     return Answer(np.ascontiguousarray(relevance), seen, summary, inner)
 
 
-def imbalance(ledger: lrp.Ledger, tolerance: float = TOLERANCE) -> list[str]:
+def imbalance(ledger: lrp.Ledger, tolerance: float) -> list[str]:
     """What to tell whoever reads a map of one image: nothing where the ledger balances, or how much is nowhere."""
     if ledger.closes(tolerance):
         return []

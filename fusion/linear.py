@@ -43,6 +43,11 @@ class LinearLayer:
         return str(self.node.meta.get("layer") or self.node.name)
 
     @property
+    def sees_neighbours(self) -> bool:
+        """Whether its kernel is larger than one position."""
+        return self.rank > 0 and any(size > 1 for size in self.weight.meta["shape"][2:])
+
+    @property
     def output_axis(self) -> int:
         return 1 if self.rank else -1
 

@@ -68,7 +68,7 @@ def anatomy(network: Network) -> Anatomy:
     ]
     ops = [op_name(n) for n in calls]
     layers = [layer for n in calls if (layer := linear_layer(network, n))]
-    wide = [layer for layer in layers[1:] if layer.rank and _sees_neighbours(network, layer.weight)]
+    wide = [layer for layer in layers[1:] if layer.sees_neighbours]
     return Anatomy(
         convolutions=len(wide),
         linear=len(layers) - len(wide),
@@ -77,10 +77,6 @@ def anatomy(network: Network) -> Anatomy:
         gates=sum(op in ("sigmoid", "hardsigmoid") for op in ops),
         recurrent=ops.count("lstm"),
     )
-
-
-def _sees_neighbours(network: Network, weight: fx.Node) -> bool:
-    return any(size > 1 for size in network.constants[str(weight.target)].shape[2:])
 
 
 def _attends(node: fx.Node) -> bool:

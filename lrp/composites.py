@@ -135,16 +135,11 @@ def layer_groups(layers: Sequence[LinearLayer]) -> dict[LinearLayer, set[str]]:
     if layers:
         groups[layers[0]].add("@first")
         groups[layers[-1]].add("@last")
-    deep = [layer for layer in layers if layer.kind != "linear" and _sees_neighbours(layer)]
+    deep = [layer for layer in layers if layer.sees_neighbours]
     deep = deep if len(deep) >= 3 else list(layers[:-1])
     for i, layer in enumerate(deep):
         groups[layer].add(("@low", "@mid", "@high")[i * 3 // len(deep)])
     return groups
-
-
-def _sees_neighbours(layer: LinearLayer) -> bool:
-    shape = layer.weight.meta["shape"]
-    return any(size is not None and size > 1 for size in shape[2:])
 
 
 def _matches(layer: LinearLayer, pattern: str, groups: Mapping[LinearLayer, set[str]]) -> bool:

@@ -110,14 +110,19 @@ class Explainer:
         self.report = fused.report
         choice = pick(self.network) if isinstance(named, str) else Choice(named)
         self.composite = choice.composite.override(rules) if rules else choice.composite
-        self._reason = choice.reason
+        self.reason = choice.reason  # why "auto" picked this composite; empty where a user did
         surrogate = build_surrogate(self.network, self.composite)
         self._surrogate: Surrogate = surrogate if self.device.type == "cpu" else surrogate.to(self.device)
 
     @property
+    def tolerance(self) -> float:
+        """How far a ledger may miss the score, as a share of all relevance moved, in this explainer's type."""
+        return _TOLERANCE[self.dtype]
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know about how the network was read."""
-        return (*self.source.notes, *self._surrogate.notes, *([self._reason] if self._reason else []))
+        return (*self.source.notes, *self._surrogate.notes, *([self.reason] if self.reason else []))
 
     def table(self) -> list[tuple[str, str, str]]:
         """(layer, operator, rule) for every linear layer, in execution order."""
@@ -202,7 +207,7 @@ class Explainer:
         if recording is not None and self.with_ledger:
             arrived = relevance.flatten(2 if seeds.several else 1).sum(-1, dtype=torch.float64)
             ledger = recording.ledger(score, arrived, self._surrogate.layers, seeds.several)
-            if self.strict and not ledger.closes(_TOLERANCE[self.dtype]):
+            if self.strict and not ledger.closes(self.tolerance):
                 raise UnbalancedLedger(
                     f"Relevance is missing: the ledger is off by {float(ledger.error.max()):.2g} of the score. "
                     "Explain in float64, or with strict=False to get the map all the same."

@@ -19,7 +19,7 @@ from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
 import fusion
 import lrp
-from tests.nets import calibrated
+from tests.nets import calibrated, without_eps
 
 SIZE = 64
 NETWORKS = {"vgg16_bn": VGGCanonizer, "resnet18": ResNetCanonizer, "resnet50": ResNetCanonizer}
@@ -36,11 +36,7 @@ def prepared(name: str) -> tuple[nn.Module, fusion.Network]:
 
 def by_zennit(module: nn.Module, x: Tensor, composite: str, canonizer: type) -> Tensor:
     """Relevance of the arg-max scores by zennit, all its stabilizers at their default of 1e-6."""
-    module = copy.deepcopy(module)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_var += layer.eps
-            layer.eps = 0.0
+    module = without_eps(copy.deepcopy(module))
     bounds = {"low": torch.full((1, 3, 1, 1), -3.0).to(x), "high": torch.full((1, 3, 1, 1), 3.0).to(x)}
     options = bounds if "Box" in composite else {}
     scores = module(x).detach()

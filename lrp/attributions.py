@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -19,19 +20,28 @@ from lrp.surrogate import class_scores
 aten = torch.ops.aten
 
 
+# Told before every run of the network, of how many images; what it raises ends the attribution.
+Progress: TypeAlias = Callable[[int], None]
+
+
 class Scored(nn.Module):
     """A network as captum wants it: (x [N, ...], seed [N, K]) -> one number per sample [N], the scores weighed by the
     seed, or what a target function makes of them.
 
     `graph` is its own, so methods may rewrite it; it reads the weights of `weights` and calls the modules of `parts`.
-    It is run node by node: torch.fx keeps the source of every module that it generates while the process lives.
+    It is run node by node: torch.fx keeps the source of every module that it generates while the process lives. Before
+    every run `progress` is told of how many images.
     """
 
     def __init__(
-        self, weights: fx.GraphModule, graph: fx.Graph, function: Callable[[Tensor], Tensor] | None = None
+        self,
+        weights: fx.GraphModule,
+        graph: fx.Graph,
+        function: Callable[[Tensor], Tensor] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__()
-        self.weights, self.graph, self.function = weights, graph, function
+        self.weights, self.graph, self.function, self.progress = weights, graph, function, progress
         self.parts = nn.ModuleList()
 
     def part(self, module: nn.Module, x: Any) -> fx.Node:
@@ -44,6 +54,8 @@ class Scored(nn.Module):
         return fx.Interpreter(self.weights, graph=self.graph).run(x)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, seed: Tensor) -> Tensor:
+        if self.progress is not None:
+            self.progress(len(x))
         scores = self.scores(x)
         return (scores * seed).sum(1) if self.function is None else self.function(scores)
 
@@ -62,7 +74,10 @@ Method: TypeAlias = Callable[..., Tensor]
 
 
 def scored(
-    network: Network, layer: InnerLayer | None = None, function: Callable[[Tensor], Tensor] | None = None
+    network: Network,
+    layer: InnerLayer | None = None,
+    function: Callable[[Tensor], Tensor] | None = None,
+    progress: Progress | None = None,
 ) -> Scored:
     """The network up to its class scores (before a final softmax), or up to a layer, flattened to [N, K]."""
     graph = fx.Graph()
@@ -75,7 +90,13 @@ def scored(
         result = graph.call_function(samples_first, (new[layer.node], *layer.place, layer.parts))
     graph.output(graph.call_function(aten.flatten.using_ints, (result, 1)))
     graph.eliminate_dead_code()
-    return Scored(network.module, graph, function)
+    return Scored(network.module, graph, function, progress)
+
+
+def footprint(network: Network) -> int:
+    """About how many bytes the values between the layers take for one image: what a gradient has to keep."""
+    sizes = (math.prod(n.meta["example"]) * n.meta["dtype"].itemsize for n in network.calls())
+    return int(sum(sizes)) // 2  # examples are of two samples
 
 
 def attribute(method: str, subject: Subject, options: Mapping[str, Any]) -> Tensor:
@@ -122,27 +143,28 @@ def integrated_gradients(
     return _tensor(found)
 
 
-def smooth_grad(subject: Subject, samples: int = 25, noise: float = 0.15, batch: int = 16) -> Tensor:
+def smooth_grad(
+    subject: Subject, samples: int = 25, noise: float = 0.15, seed: int = 0, batch: int = 16
+) -> Tensor:
     """The mean gradient of noisy copies of the image (Smilkov et al. 2017, arXiv:1706.03825). noise: its standard
-    deviation as a share of the image's range. It is drawn from torch's default generator: `torch.manual_seed` makes it
-    repeatable."""
-    captum = _captum()
-    tunnel = captum.NoiseTunnel(captum.Saliency(subject.scored))
+    deviation as a share of the image's range. seed: the noise comes from a generator of its own, so the same seed gives
+    every image the same map, whatever the device and `batch`, and nobody else's random numbers change."""
+    saliency = _captum().Saliency(subject.scored)
     maps = []
-    for x, seed in zip(
-        torch.split(subject.x, 1), torch.split(subject.seed, 1), strict=True
+    for x, weights in zip(
+        torch.split(subject.x.detach(), 1), torch.split(subject.seed, 1), strict=True
     ):  # each image has a range of its own
-        deviation = noise * float((x.max() - x.min()).detach())
-        found = tunnel.attribute(
-            x.detach().requires_grad_(),
-            nt_type="smoothgrad",
-            nt_samples=samples,
-            nt_samples_batch_size=min(batch, samples),
-            stdevs=deviation,
-            abs=False,
-            additional_forward_args=(seed,),
-        )
-        maps.append(_tensor(found))
+        deviation = noise * float(x.max() - x.min())
+        source = torch.Generator().manual_seed(seed)
+        total = torch.zeros_like(x)
+        for first in range(0, samples, batch):
+            count = min(batch, samples - first)
+            # One by one and on the CPU: what a generator gives depends on how much it is asked for at once.
+            drawn = torch.stack([torch.randn(x.shape[1:], generator=source) for _ in range(count)])
+            noisy = (x + deviation * drawn.to(x)).requires_grad_()
+            found = saliency.attribute(noisy, abs=False, additional_forward_args=(weights.expand(count, -1),))
+            total += _tensor(found).sum(0, keepdim=True)
+        maps.append(total / samples)
     return torch.cat(maps)
 
 
@@ -175,27 +197,34 @@ def occlusion(
     x = subject.x.detach()
     if x.ndim != 4:
         raise BadInput("Occlusion covers windows of images [N, C, H, W]; this network takes none.")
-    height, width = _pair(window, (max(1, x.shape[2] // 8), max(1, x.shape[3] // 8)))
-    steps = _pair(stride, (max(1, height // 2), max(1, width // 2)))
-    if not (
-        0 < height <= x.shape[2]
-        and 0 < width <= x.shape[3]
-        and 0 < steps[0] <= height
-        and 0 < steps[1] <= width
-    ):
-        raise BadComposite(
-            f"A window of {height} x {width} with strides {steps[0]} and {steps[1]} does not cover an image of "
-            f"{x.shape[2]} x {x.shape[3]}: a window fits into the image, and a stride into the window."
-        )
+    size, steps, _ = windows((int(x.shape[2]), int(x.shape[3])), window, stride)
     found = captum.Occlusion(subject.scored).attribute(
         x,
-        sliding_window_shapes=(x.shape[1], height, width),
+        sliding_window_shapes=(x.shape[1], *size),
         strides=(x.shape[1], *steps),
         baselines=_filled(baseline, x),
         additional_forward_args=(subject.seed,),
         perturbations_per_eval=batch,
     )
     return _tensor(found).to(x.dtype)
+
+
+def windows(
+    image: tuple[int, int],
+    window: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """(window, stride, how many windows) by which Occlusion covers an image (height, width). Raises BadComposite."""
+    height, width = _pair(window, (max(1, image[0] // 8), max(1, image[1] // 8)))
+    down, right = _pair(stride, (max(1, height // 2), max(1, width // 2)))
+    fits = 0 < height <= image[0] and 0 < width <= image[1] and 0 < down <= height and 0 < right <= width
+    if not fits:
+        raise BadComposite(
+            f"A window of {height} x {width} with strides {down} and {right} does not cover an image of "
+            f"{image[0]} x {image[1]}: a window fits into the image, and a stride into the window."
+        )
+    rows, columns = -(-(image[0] - height) // down) + 1, -(-(image[1] - width) // right) + 1
+    return (height, width), (down, right), rows * columns
 
 
 # --- class activation maps ------------------------------------------------------------------------------------------

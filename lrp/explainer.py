@@ -223,10 +223,17 @@ class Explainer:
         )
 
     def attribute(
-        self, image: Any, target: Target = None, method: str = "IntegratedGradients", **options: Any
+        self,
+        image: Any,
+        target: Target = None,
+        method: str = "IntegratedGradients",
+        *,
+        progress: Callable[[int], None] | None = None,
+        **options: Any,
     ) -> Explanation:
         """Another attribution of the same network, for comparison, through captum: `lrp.attributions.METHODS` has the
         methods, each with its options and its paper. There is no ledger, and `composite` is the method's name.
+        progress: told before every run of the network, of how many images; what it raises ends the attribution.
 
         Raises BadComposite for a method or an option that is not there, BadInput and BadLayer where the network does
         not fit the method.
@@ -251,7 +258,7 @@ class Explainer:
             seeds = self._seeds(target, output)
             maps = []
             for seed in seeds.seeds:
-                scored = attributions.scored(network, layer, function)  # methods rewrite it
+                scored = attributions.scored(network, layer, function, progress)  # methods rewrite it
                 subject = attributions.Subject(network, scored, x, seed)
                 maps.append(attributions.attribute(method, subject, options))
         explained = torch.stack([(output * seed).sum(1) for seed in seeds.seeds], 1)

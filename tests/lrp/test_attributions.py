@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fusion
 import lrp
 from fusion.errors import BadComposite, BadInput, BadLayer, BadTarget
-from lrp.attributions import METHODS
+from lrp.attributions import METHODS, footprint, windows
 from tests.nets import calibrated
 
 SIDE, CLASSES = 12, 5
@@ -77,12 +77,11 @@ class TestAgainstCaptumOnTheModule:
     def test_smooth_grad(self, explainer: lrp.Explainer, module: nn.Module, x: Tensor) -> None:
         image, noise = x[:1], 0.2 * float(x[:1].max() - x[:1].min())
         tunnel = captum.attr.NoiseTunnel(captum.attr.Saliency(module))
-        torch.manual_seed(0)
+        torch.manual_seed(7)
         want = tunnel.attribute(
             image.clone(), nt_samples=6, nt_samples_batch_size=6, stdevs=noise, target=2, abs=False
         )
-        torch.manual_seed(0)
-        same(explainer.attribute(image, 2, "SmoothGrad", samples=6, noise=0.2).relevance, want)
+        same(explainer.attribute(image, 2, "SmoothGrad", samples=6, noise=0.2, seed=7).relevance, want)
 
     @pytest.mark.filterwarnings("ignore:Setting backward hooks")
     def test_guided_backprop(self, explainer: lrp.Explainer, module: nn.Module, x: Tensor) -> None:
@@ -154,6 +153,73 @@ class TestAgainstTheFormulas:
         leaf = x.clone().requires_grad_()
         (want,) = torch.autograd.grad(module(leaf)[:, 2].sum(), leaf)
         same(explainer.attribute(x, 2, "SmoothGrad", samples=2, noise=0.0).relevance, want)
+
+
+class TestSmoothGrad:
+    def test_a_seed_gives_a_map(self, explainer: lrp.Explainer, x: Tensor) -> None:
+        """Whatever the batch and the neighbours are, and whoever else draws."""
+
+        def found(images: Tensor, **options: int) -> Tensor:
+            return explainer.attribute(images, 2, "SmoothGrad", samples=5, **options).relevance
+
+        whole = found(x)
+        torch.rand(3)
+        same(found(x[1:2], batch=2), whole[1:2])
+        other = found(x, seed=1)
+        assert float((other - whole).abs().max()) > 1e-3 * float(whole.abs().max())
+
+    def test_nobody_else_s_numbers_change(self, explainer: lrp.Explainer, x: Tensor) -> None:
+        before = torch.random.get_rng_state()
+        explainer.attribute(x[:1], 2, "SmoothGrad", samples=3)
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class TestProgress:
+    @pytest.mark.parametrize(
+        ("method", "options", "images"),
+        [
+            ("IntegratedGradients", {"n_steps": 7, "batch": 3}, 7),
+            ("SmoothGrad", {"samples": 7, "batch": 3}, 7),
+            ("InputXGradient", {}, 1),
+            ("Occlusion", {"window": 5, "stride": 3, "batch": 4}, 1 + 16),  # and once uncovered
+            ("GradCAM", {}, 1),
+        ],
+    )
+    def test_every_run_is_told_before_it_starts(
+        self, explainer: lrp.Explainer, x: Tensor, method: str, options: dict[str, int], images: int
+    ) -> None:
+        told: list[int] = []
+        call: Callable[..., object] = explainer.attribute
+        call(x[:1], 2, method, progress=told.append, **options)
+        assert sum(told) == images
+        assert max(told) <= options.get("batch", 1)
+
+    def test_what_it_raises_ends_the_attribution(self, explainer: lrp.Explainer, x: Tensor) -> None:
+        runs = 0
+
+        def stop(images: int) -> None:
+            nonlocal runs
+            runs += 1
+            if runs == 3:
+                raise TimeoutError
+
+        with pytest.raises(TimeoutError):
+            explainer.attribute(x, 2, "Occlusion", batch=1, progress=stop)
+        assert runs == 3
+
+
+@pytest.mark.parametrize(
+    ("image", "window", "stride", "want"),
+    [
+        ((12, 12), 5, 3, ((5, 5), (3, 3), 16)),
+        ((12, 12), 4, 4, ((4, 4), (4, 4), 9)),
+        ((12, 9), (12, 2), (1, 2), ((12, 2), (1, 2), 5)),
+        ((224, 224), None, None, ((28, 28), (14, 14), 225)),
+        ((3, 3), None, None, ((1, 1), (1, 1), 9)),
+    ],
+)
+def test_windows(image: tuple[int, int], window: object, stride: object, want: object) -> None:
+    assert windows(image, window, stride) == want  # type: ignore[arg-type]
 
 
 class TestTargets:
@@ -252,3 +318,9 @@ def test_importing_the_library_does_not_import_captum() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "False\n"
     )
+
+
+def test_the_footprint_counts_what_lies_between_the_layers() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    network = fusion.capture(net, (torch.randn(1, 3, 8, 8),))
+    assert footprint(network) == 4 * (3 * 4 * 36 + 5)

@@ -47,8 +47,8 @@ def as_png(answer: Answer, look: Look) -> bytes:
         {
             "Software": "Clearfold",
             "Model": answer.summary["model"],
-            "Composite": answer.summary["composite"],
-            "Picked": answer.summary["picked"],
+            "Method": answer.summary["method"],
+            **_composite(answer.summary, "Composite", "Picked"),
             "Target": str(target["index"]),
             "Label": target["label"] or "",
             "Score": repr(target["score"]),
@@ -89,14 +89,25 @@ ENCODERS: dict[str, Callable[[Answer, Look], bytes]] = {PNG: as_png, NPY: as_npy
 def headers(summary: dict[str, Any]) -> dict[str, str]:
     """The answer in short, for formats that hold no words."""
     target = summary["target"]
-    return {
+    found = {
+        "X-Clearfold-Method": summary["method"],
         "X-Clearfold-Target": str(target["index"]),
         "X-Clearfold-Label": quote(target["label"] or "", safe=""),
         "X-Clearfold-Score": repr(target["score"]),
-        "X-Clearfold-Sum": repr(summary["sums"]["input"]),
-        "X-Clearfold-Picked": summary["picked"],
-        "X-Clearfold-Balanced": "true" if summary["balanced"] else "false",
+        "X-Clearfold-Sum": repr(summary["sum"]),
+        **_composite(summary, "X-Clearfold-Composite", "X-Clearfold-Picked"),
     }
+    if summary["balanced"] is not None:
+        found["X-Clearfold-Balanced"] = "true" if summary["balanced"] else "false"
+    return found
+
+
+def _composite(summary: dict[str, Any], asked: str, picked: str) -> dict[str, str]:
+    """The composite that was asked for and the one that was used, under these names; nothing for a method that has
+    none."""
+    if summary["composite"] is None:
+        return {}
+    return {asked: summary["composite"], picked: summary["picked"]}
 
 
 def png(pixels: Pixels | NDArray[np.uint8], text: dict[str, str] | None = None) -> bytes:

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 import lrp
-from app import composites
+from app import composites, methods
 from app.inside import OTHERS, Inner, described
-from fusion.errors import BadTarget, UnbalancedLedger
+from app.methods import Limits
+from fusion.errors import BadComposite, BadTarget, ClearfoldError, UnbalancedLedger
 from models.preprocess import InputSpec, decode, displayed, prepare
 
 Pixels = NDArray[np.uint8]
@@ -38,6 +39,7 @@ class Subject:
 class Question:
     """What to explain, and how; `target` is the index or the label of a class.
 
+    method: LRP, by the composite, or one of `app.methods`. parameters: the composite's, or the method's options.
     against: the class to compare it with, or "others". layer: where relevance is looked at too, with its `top`
     channels. through: the channels of layers that relevance has to pass.
     """
@@ -45,7 +47,8 @@ class Question:
     image: bytes
     target: str | None = None
     composite: str = composites.DEFAULT
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    method: str = methods.DEFAULT
     against: str | None = None
     layer: str | None = None
     top: int = 10
@@ -54,8 +57,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The relevance [C, H, W], the image as the network saw it [H, W, 3], everything in words, and the relevance at the
-    layer that was asked for."""
+    """The relevance [C, H, W] (GradCAM: [1, H, W]), the image as the network saw it [H, W, 3], everything in words, and
+    the relevance at the layer that was asked for."""
 
     relevance: Relevance
     image: Pixels
@@ -63,8 +66,14 @@ class Answer:
     inner: Inner | None = None
 
 
-def explain(load: Callable[[], Subject], question: Question) -> Answer:
-    """Raises BadInput, BadTarget, BadLayer, UnbalancedLedger, and whatever `load` raises."""
+class TookTooLong(ClearfoldError):
+    """An explanation that would have kept the machine busy for longer than one may."""
+
+    code = "explanation-timeout"
+
+
+def explain(load: Callable[[], Subject], question: Question, limits: Limits = methods.PATIENT) -> Answer:
+    """Raises BadInput, BadTarget, BadLayer, BadComposite, UnbalancedLedger, TookTooLong, and whatever `load` raises."""
     clock = Clock()
     with clock("load"):
         subject = load()
@@ -76,40 +85,90 @@ def explain(load: Callable[[], Subject], question: Question) -> Answer:
         seen = displayed(picture, subject.input)
     with clock("explain"):
         goal = target if question.against is None else lrp.Contrast(target, against)
-        at = () if question.layer is None else (question.layer,)
-        explanation = subject.explainer.explain(x, goal, at=at, through=question.through)
+        way = _by_lrp if question.method == methods.LRP else _by_comparison
+        explanation, words, inner = way(subject, x, goal, question, limits)
         relevance = explanation.relevance[0].detach().float().cpu().numpy()
-    ledger = explanation.ledger
-    assert ledger is not None  # an explainer keeps one unless told not to
-    refuse_non_finite(ledger)
-    warnings = imbalance(ledger, subject.explainer.tolerance)
     scores = explanation.output[0].detach().double().cpu()
     index = int(scores.argmax()) if target is None else target
     summary = {
         "model": subject.id,
+        "method": question.method,
+        "prediction": best(scores, subject, 1)[0],
+        "target": {"index": index, "label": subject.label(index), "score": float(explanation.score[0])},
+        "sum": float(relevance.sum(dtype=np.float64)),
+        **words,
+        "timings": clock.milliseconds,
+        "shape": list(relevance.shape),
+    }
+    if question.against is not None:
+        compared = None if against is None else {"index": against, "label": subject.label(against)}
+        summary["against"] = OTHERS if compared is None else compared
+    return Answer(np.ascontiguousarray(relevance), seen, summary, inner)
+
+
+_Way = tuple[lrp.Explanation, dict[str, Any], Inner | None]
+
+
+def _by_lrp(
+    subject: Subject, x: torch.Tensor, goal: lrp.Contrast | int | None, question: Question, limits: Limits
+) -> _Way:
+    """One backward pass, with the books."""
+    at = () if question.layer is None else (question.layer,)
+    explanation = subject.explainer.explain(x, goal, at=at, through=question.through)
+    ledger = explanation.ledger
+    assert ledger is not None  # an explainer keeps one unless told not to
+    refuse_non_finite(ledger)
+    warnings = imbalance(ledger, subject.explainer.tolerance)
+    words: dict[str, Any] = {
         "composite": question.composite,
         "picked": explanation.composite,
         "parameters": {**composites.parameters(question.composite), **question.parameters},
-        "prediction": best(scores, subject, 1)[0],
-        "target": {"index": index, "label": subject.label(index), "score": float(explanation.score[0])},
         "balanced": not warnings,
         "warnings": warnings,
         "sums": ledger.summary(),
         "ledger": ledger.to_json(),
-        "timings": clock.milliseconds,
-        "shape": list(relevance.shape),
     }
     if question.composite == composites.AUTO:
-        summary["reason"] = subject.explainer.reason
-    if question.against is not None:
-        compared = None if against is None else {"index": against, "label": subject.label(against)}
-        summary["against"] = OTHERS if compared is None else compared
+        words["reason"] = subject.explainer.reason
     if question.through:
-        summary["through"] = {layer: list(channels) for layer, channels in question.through.items()}
+        words["through"] = {layer: list(channels) for layer, channels in question.through.items()}
     inner = None
     if question.layer is not None:
-        inner, summary["inner"] = described(explanation.inner[question.layer], question.top)
-    return Answer(np.ascontiguousarray(relevance), seen, summary, inner)
+        inner, words["inner"] = described(explanation.inner[question.layer], question.top)
+    return explanation, words, inner
+
+
+def _by_comparison(
+    subject: Subject, x: torch.Tensor, goal: lrp.Contrast | int | None, question: Question, limits: Limits
+) -> _Way:
+    """Another method: as many runs as it takes, and no books."""
+    options = methods.fitted(question.method, question.parameters, subject.explainer, limits)
+    explanation = subject.explainer.attribute(
+        x, goal, question.method, progress=_until(limits.seconds), **options
+    )
+    if not bool(explanation.relevance.isfinite().all()):
+        raise BadComposite(
+            f"The map by {question.method} is not finite: with these options it leaves the range of float32. Take "
+            "options nearer to the image's values, or another method."
+        )
+    missing = dict.fromkeys(("composite", "picked", "balanced", "sums", "ledger"))
+    return explanation, {**missing, "parameters": options, "warnings": []}, None
+
+
+def _until(seconds: float | None) -> Callable[[int], None] | None:
+    """Raises TookTooLong when it is called later than that from now."""
+    if seconds is None:
+        return None
+    end = time.monotonic() + seconds
+
+    def check(images: int) -> None:
+        if time.monotonic() > end:
+            raise TookTooLong(
+                f"The explanation was given up after {seconds:g} seconds. Ask for less (fewer steps or samples, a "
+                "larger stride), or for LRP, which runs the network once."
+            )
+
+    return check
 
 
 def imbalance(ledger: lrp.Ledger, tolerance: float) -> list[str]:

@@ -34,7 +34,8 @@ KINDS: dict[str, Kind] = {
     "bad-input": Kind(422, "The image or its description cannot be used"),
     "bad-target": Kind(422, "The network has no such target"),
     "bad-layer": Kind(422, "The network has no such layer, or the layer no such channels"),
-    "bad-composite": Kind(422, "The composite or one of its parameters is wrong"),
+    "bad-composite": Kind(422, "The method, the composite or one of their parameters is wrong"),
+    "explanation-timeout": Kind(422, "The explanation took too long"),
     "unbalanced-ledger": Kind(500, "The explanation does not add up"),
     # models
     "model-not-found": Kind(404, "There is no such network"),

@@ -196,23 +196,30 @@ class InnerSummary(BaseModel):
 
 
 class ExplanationSummary(BaseModel):
-    """An explanation without its array. The target's score is the difference where it was compared with others."""
+    """An explanation without its array. The target's score is the difference where it was compared with others.
+
+    Only LRP has composites and keeps a ledger: for every other method `composite`, `picked`, `balanced`, `sums` and
+    `ledger` are null."""
 
     model: str
-    composite: str = Field(description="As it was asked for")
-    picked: str = Field(
+    method: str
+    composite: str | None = Field(description="LRP's, as it was asked for")
+    picked: str | None = Field(
         description="The composite that was used: with `auto`, the one that suits the network"
     )
     reason: str | None = Field(None, description="With `auto`: why this one was picked")
-    parameters: dict[str, Any]
+    parameters: dict[str, Any] = Field(
+        description="The composite's, or the method's options, as they were used"
+    )
     prediction: Prediction
     target: Target
-    balanced: bool = Field(description="Whether input + kept = score, up to rounding")
+    sum: float = Field(description="Of the relevance of all pixels")
+    balanced: bool | None = Field(description="Whether input + kept = score, up to rounding")
     warnings: list[str] = Field(description="What to know before the map is trusted; empty if nothing")
-    sums: Sums
+    sums: Sums | None
     ledger: Any = Field(description="What each layer kept")
     timings: dict[str, float] = Field(description="Milliseconds")
-    shape: list[int] = Field(description="Of the relevance: channels, height, width")
+    shape: list[int] = Field(description="Of the relevance: channels (1 for GradCAM), height, width")
     against: ComparedClass | Literal["others"] | None = Field(
         None, description="What the target is compared with"
     )
@@ -228,6 +235,29 @@ class CompositeInfo(BaseModel):
 
 class CompositeList(BaseModel):
     composites: list[CompositeInfo]
+    default: str
+
+
+class MethodOption(BaseModel):
+    name: str
+    type: Literal["integer", "number", "size", "choice", "layer"] = Field(
+        description="A size is a number of pixels or HEIGHTxWIDTH, a layer the name of one"
+    )
+    description: str
+    default: Any = Field(description="null where it follows from the image or the network")
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: list[str] | None = Field(None, description="For a choice: what there is")
+
+
+class MethodInfo(BaseModel):
+    name: str
+    description: str
+    parameters: list[MethodOption]
+
+
+class MethodList(BaseModel):
+    methods: list[MethodInfo]
     default: str
 
 

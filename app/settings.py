@@ -34,6 +34,12 @@ class Settings(BaseSettings):
     conversions: int = Field(default=1, ge=1, description="Conversions at the same time")
     loaded_models: int = Field(default=8, ge=1, description="Networks kept in memory, the last used ones")
     concurrency: int = Field(default=2, ge=1, description="Explanations computed at the same time")
+    explanation_seconds: float = Field(
+        default=120, gt=0, description="Longest that a method other than LRP may compute for one explanation"
+    )
+    explanation_memory: int = Field(
+        default=2 * GIB, gt=0, description="Bytes that such a method may compute with at once, about"
+    )
     queue: int = Field(default=32, ge=0, description="Requests that may wait for their turn; more get 503")
     # Reading these formats can run code that is in the file. The conversion process is disposable and
     # limited, but it is no sandbox: turn this off wherever strangers can upload.

@@ -31,5 +31,6 @@ _IMAGE_CODES = ("bad-request", "model-not-found", "body-too-large", "invalid-par
                 "overloaded", "model-not-ready")  # fmt: skip
 IMAGE_PROBLEMS = problems(*_IMAGE_CODES)
 EXPLAIN_PROBLEMS = problems(
-    *_IMAGE_CODES, "bad-target", "bad-layer", "bad-composite", "not-acceptable", "unbalanced-ledger"
-)
+    *_IMAGE_CODES, "bad-target", "bad-layer", "bad-composite", "explanation-timeout", "not-acceptable",
+    "unbalanced-ledger",
+)  # fmt: skip

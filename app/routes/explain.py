@@ -1,7 +1,5 @@
 """Predict, explain, preview: what a network says of an image, and why."""
 
-import math
-from collections.abc import Collection
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -10,12 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import bodies, composites, encoding, negotiation
+from app import bodies, composites, encoding, methods, negotiation
 from app.explaining import Question, explain, predict, preview
 from app.inside import channels_by_layer
+from app.methods import Limits, WrongOption
 from app.problems import Problem
 from app.routes import EXPLAIN_PROBLEMS, IMAGE_PROBLEMS, problems
-from app.schemas import CompositeInfo, CompositeList, ExplanationSummary, Predictions
+from app.schemas import (
+    CompositeInfo,
+    CompositeList,
+    ExplanationSummary,
+    MethodInfo,
+    MethodList,
+    MethodOption,
+    Predictions,
+)
 from app.service import Service, Serving
 from lrp.heatmap import COLORMAPS
 from models.preprocess import InputSpec
@@ -28,11 +35,12 @@ Top = Annotated[int, Query(ge=1, le=1000, description="How many")]
 
 
 class Options(BaseModel):
-    """How to explain, and how to draw it. Further fields are parameters of the composite."""
+    """How to explain, and how to draw it. Further fields are parameters of the composite, or options of the method."""
 
     model_config = ConfigDict(extra="allow")
 
     target: str | None = Field(None, description="Class index or label; by default the best class")
+    method: str = Field(methods.DEFAULT, description="See GET /v1/methods, also for what else it takes")
     composite: str = Field(composites.DEFAULT, description="See GET /v1/composites, also for its parameters")
     view: Literal["heatmap", "overlay"] = Field("heatmap", description="Of the PNG")
     cmap: str = Field("bwr", description=f"Colour map of the PNG: {', '.join(COLORMAPS)}")
@@ -49,7 +57,7 @@ class Options(BaseModel):
         None,
         max_length=300,
         description="A layer of GET /v1/models/{id}/layers: PNG and NPY have the relevance there, JSON its channels "
-        "with the most, NPZ both",
+        "with the most, NPZ both. With GradCAM: the layer whose maps are weighed",
     )
     top: int = Field(10, ge=1, le=10_000, description="How many channels of the layer are named")
     through: str | None = Field(
@@ -72,23 +80,37 @@ class Options(BaseModel):
         except ValueError as error:
             raise _invalid("through", str(error)) from None
 
-    def parameters(self) -> dict[str, float]:
-        """The composite's parameters. Raises BadComposite and the problem 422."""
-        known = composites.parameters(self.composite)
-        return {name: _parameter(name, value, known) for name, value in (self.model_extra or {}).items()}
+    def parameters(self) -> dict[str, Any]:
+        """The composite's parameters, or the method's options. Raises BadComposite and the problem 422."""
+        stated = dict(self.model_extra or {})
+        if self.layer and "layer" in methods.of(self.method).options:
+            stated["layer"] = self.layer
+        try:
+            methods.refuse_others(self.method, self.model_fields_set)
+            return methods.read(self.method, stated, self.composite, also=tuple(Options.model_fields))
+        except WrongOption as error:
+            raise _invalid(error.field, str(error)) from None
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The explanation, in the format that Accept asks for (PNG by default)",
         "headers": {
+            "X-Clearfold-Method": {"description": "As it was asked for", "schema": {"type": "string"}},
             "X-Clearfold-Target": {"description": "Explained class", "schema": {"type": "integer"}},
             "X-Clearfold-Label": {"description": "Its label, percent-encoded", "schema": {"type": "string"}},
             "X-Clearfold-Score": {"description": "Its score", "schema": {"type": "number"}},
             "X-Clearfold-Sum": {"description": "Sum of the relevance", "schema": {"type": "number"}},
-            "X-Clearfold-Picked": {"description": "Composite that was used", "schema": {"type": "string"}},
+            "X-Clearfold-Composite": {
+                "description": "As it was asked for; LRP only",
+                "schema": {"type": "string"},
+            },
+            "X-Clearfold-Picked": {
+                "description": "Composite that was used; LRP only",
+                "schema": {"type": "string"},
+            },
             "X-Clearfold-Balanced": {
-                "description": "Whether the score is accounted for; JSON and NPZ say what is wrong",
+                "description": "Whether the score is accounted for; JSON and NPZ say what is wrong; LRP only",
                 "schema": {"type": "boolean"},
             },
         },
@@ -133,7 +155,7 @@ async def explain_with(
 
     `against` explains why this class rather than another, `layer` looks at the relevance inside the network, `through`
     lets only the relevance of chosen channels pass. Further query parameters are parameters of the composite, as in
-    `?composite=EpsilonPlus&epsilon=1e-3`.
+    `?composite=EpsilonPlus&epsilon=1e-3`, or options of another method, as in `?method=IntegratedGradients&n_steps=32`.
     """
     return await _explain(request, service, model_id, options)
 
@@ -147,15 +169,18 @@ async def _explain(request: Request, service: Service, model_id: str, options: O
         options.target,
         options.composite,
         parameters,
+        options.method,
         options.against or None,
         options.layer or None,
         options.top,
         through,
     )
-    load = partial(service.engine.ready, model_id, options.composite, parameters)
+    rules = (options.composite, parameters) if options.method == methods.LRP else ()
+    load = partial(service.engine.ready, model_id, *rules)
+    limits = Limits(service.settings.explanation_memory, service.settings.explanation_seconds)
 
     def work() -> Response:
-        answer = explain(load, question)
+        answer = explain(load, question, limits)
         content = encoding.ENCODERS[media_type](answer, look)
         headers = {**encoding.headers(answer.summary), "Vary": "Accept"}
         return Response(content, media_type=media_type, headers=headers)
@@ -217,16 +242,30 @@ async def all_composites() -> CompositeList:
     )
 
 
-def _parameter(name: str, value: Any, known: Collection[str]) -> float:
-    if name not in known:
-        raise _invalid(name, f"there is no such parameter, but {', '.join((*Options.model_fields, *known))}")
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise _invalid(name, "this must be a number")
-    return number
+@router.get("/methods", summary="The methods and their options", responses=problems())
+async def all_methods() -> MethodList:
+    """`method` of an explanation, each with what else it takes: the bounds are those of this service."""
+    return MethodList(methods=[_described(name) for name in methods.names()], default=methods.DEFAULT)
+
+
+def _described(name: str) -> MethodInfo:
+    method, defaults = methods.of(name), methods.defaults(name)
+    return MethodInfo(
+        name=name,
+        description=method.description,
+        parameters=[
+            MethodOption(
+                name=option,
+                type=what.type,
+                description=what.description,
+                default=defaults[option],
+                minimum=what.minimum,
+                maximum=what.maximum,
+                choices=list(what.choices) or None,
+            )
+            for option, what in method.options.items()
+        ],
+    )
 
 
 def _invalid(field: str, message: str) -> Problem:

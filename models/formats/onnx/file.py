@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import graphlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,11 @@ from onnx_ir.passes.common import InlinePass
 from torch import Tensor
 
 from fusion.errors import BadFile, ClearfoldError, NonFiniteWeights, UnsupportedOperator
-from models.formats.onnx.registry import Node
+from models.formats.onnx.registry import Body, Node
 from models.formats.onnx.values import widened
 
 _OLDEST_OPSET = 7
-_MOST_NODES = 50_000
+MOST_NODES = 50_000
 _STANDARD = ("", "ai.onnx")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -173,9 +173,9 @@ def _check_calls(proto: onnx.ModelProto, name: str) -> None:
     for key in order:
         size[key] = sum(size.get(call, 1) for call in calls[key])
     total = sum(size.get(_key(node), 1) for node in _all_nodes(proto.graph.node))
-    if total > _MOST_NODES:
+    if total > MOST_NODES:
         raise BadFile(
-            f"{name} has {total} nodes, more than the {_MOST_NODES} that are read. "
+            f"{name} has {total} nodes, more than the {MOST_NODES} that are read. "
             "The file is damaged or hostile."
         )
 
@@ -184,20 +184,63 @@ def _flat(model: ir.Model, name: str) -> OnnxFile:
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
     graph = model.graph
     kinds: set[str] = set()
-    weights: dict[str, Tensor] = {}
-    for key, value in graph.initializers.items():
-        if value.const_value is None:
-            continue
-        weights[key] = _tensor(value.const_value, key, name, kinds)
-    bad = [key for key, weight in weights.items() if _is_bad(weight)]
-    if bad:
-        raise NonFiniteWeights(bad)
+    weights = _weights(graph, name, kinds)
     nodes = tuple(_node(n, opset, name, kinds) for n in graph)
     inputs = tuple(
         Input(v.name or "", v.dtype, _shape(v)) for v in graph.inputs if v.name not in graph.initializers
     )
     outputs = tuple(v.name or "" for v in graph.outputs)
     return OnnxFile(nodes, weights, inputs, outputs, dict(model.metadata_props), tuple(sorted(kinds)))
+
+
+def _weights(graph: ir.Graph, name: str, kinds: set[str]) -> dict[str, Tensor]:
+    weights = {
+        key: _tensor(value.const_value, key, name, kinds)
+        for key, value in graph.initializers.items()
+        if value.const_value is not None
+    }
+    bad = [key for key, weight in weights.items() if _is_bad(weight)]
+    if bad:
+        raise NonFiniteWeights(bad)
+    return weights
+
+
+def _body(graph: ir.Graph, opset: int, name: str, kinds: set[str]) -> Body:
+    """A graph inside a node."""
+    weights = _weights(graph, name, kinds)
+    inputs, outputs = (tuple(v.name or "" for v in values) for values in (graph.inputs, graph.outputs))
+    nodes = tuple(_node(n, opset, name, kinds) for n in graph)
+    made = {*inputs, *weights, *(output for node in nodes for output in node.outputs)}
+    read = dict.fromkeys([*(i for node in nodes for i in node.inputs if i), *outputs])
+    return Body(nodes, inputs, outputs, tuple(value for value in read if value not in made), weights)
+
+
+def function_body(function: onnx.FunctionProto, call: onnx.NodeProto) -> Body:
+    """A function's body with the attributes of a call filled in."""
+    function.domain = "definition"
+    made = {name for node in function.node for name in node.output}.union(function.input)
+    outputs = [name for name in function.output if name in made]  # a body may lack those that the call omits
+    given = [*call.input, *[""] * (len(function.input) - len(call.input))]
+    node = onnx.NodeProto(
+        op_type=function.name,
+        domain=function.domain,
+        input=[name if value else "" for name, value in zip(function.input, given, strict=True)],
+        output=outputs,
+    )
+    node.attribute.extend(call.attribute)
+    declared = list(function.output)
+    del function.output[:]
+    function.output.extend(outputs)
+    untyped = onnx.helper.make_empty_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node], function.name, list(map(untyped, function.input)), list(map(untyped, outputs))
+    )
+    imports = [*function.opset_import, onnx.helper.make_opsetid(function.domain, 1)]
+    model = ir.from_proto(onnx.helper.make_model(graph, functions=[function], opset_imports=imports))
+    InlinePass()(model)
+    opset = next(o.version for o in function.opset_import if o.domain in _STANDARD)
+    body = _body(model.graph, opset, function.name, set())
+    return replace(body, outputs=tuple(name if name in made else "" for name in declared))
 
 
 def _shape(value: ir.Value) -> tuple[int | None, ...] | None:
@@ -233,13 +276,17 @@ def _node(node: ir.Node, opset: int, name: str, kinds: set[str]) -> Node:
         if not isinstance(attribute, ir.Attr):
             continue
         value = attribute.value
-        # NumPy, not torch: a torch tensor's entries cannot be looked at while a graph is being captured.
-        attributes[key] = (
-            _tensor(value, key, name, kinds).numpy() if attribute.type == ir.AttributeType.TENSOR else value
-        )
+        if attribute.type == ir.AttributeType.TENSOR:
+            # NumPy, not torch: a torch tensor's entries cannot be looked at while a graph is being captured.
+            value = _tensor(value, key, name, kinds).numpy()
+        elif attribute.type == ir.AttributeType.GRAPH:
+            value = _body(value, opset, name, kinds)
+        attributes[key] = value
+    bodies = [value for value in attributes.values() if isinstance(value, Body)]
+    captures = dict.fromkeys(capture for body in bodies for capture in body.captures)
     return Node(
         op=node.op_type,
-        inputs=tuple("" if v is None else v.name or "" for v in node.inputs),
+        inputs=(*("" if v is None else v.name or "" for v in node.inputs), *captures),
         outputs=tuple(v.name or "" for v in node.outputs),
         attributes=attributes,
         domain="" if node.domain in _STANDARD else node.domain,

@@ -6,8 +6,7 @@ sizes that contain it stay arithmetic; the rest are the steps that a batch of im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +17,15 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from fusion.errors import BadFile, ClearfoldError, UnsupportedOperator
-from models.formats.onnx import operators  # noqa: F401  (fills the registry)
+from fusion.errors import BadFile
 from models.formats.onnx.batch import Batched, follow_batch
+from models.formats.onnx.expansion import Worklist, expand
+from models.formats.onnx.folding import as_array, explained, first_weight, fold, fold_one, operator_of
 from models.formats.onnx.names import with_path
 from models.formats.onnx.patterns import Known, live, simplify
-from models.formats.onnx.registry import Node, Operator, find, find_arithmetic
+from models.formats.onnx.registry import Node, Operator, find_arithmetic
 from models.formats.onnx.steps import Argument, Constant, Static, Step, Variable
-from models.formats.onnx.values import Numbers, as_tensor, is_symbolic, numbers
+from models.formats.onnx.values import as_tensor, is_symbolic, numbers
 from models.formats.onnx.views import as_view
 
 # Beyond this, an integer constant is data (a table of indices), not a shape.
@@ -51,72 +51,9 @@ def make(
 ) -> Plan:
     """Plan the nodes for images of shape `sample`; `batch` is the batch size that the file fixes, or None."""
     known = {name: Known(tensor, name) for name, tensor in weights.items()}
-    rest = _fold(live(nodes, [output]), known)
-    rest = [with_path(node, _first_weight(node, known)) for node in simplify(rest, known, [output])]
+    rest = fold(live(nodes, [output]), known)
+    rest = [with_path(node, first_weight(node, known)) for node in simplify(rest, known, [output])]
     return _specialize(rest, known, image, sample, batch, output)
-
-
-def _first_weight(node: Node, known: Mapping[str, Known]) -> str | None:
-    return next((known[name].name for name in node.inputs if name in known), None)
-
-
-def _operator(node: Node) -> Operator:
-    found = find(node)
-    if found is None:
-        raise UnsupportedOperator(node.title, node.layer or node.name or node.outputs[0])
-    return found
-
-
-def _fold(nodes: Iterable[Node], known: dict[str, Known]) -> list[Node]:
-    """Compute what depends on constants only, into `known`; the nodes that are left."""
-    rest = []
-    for node in nodes:
-        if all(name in known or not name for name in node.inputs):
-            _fold_one(with_path(node, _first_weight(node, known)), known)
-        else:
-            rest.append(node)
-    return rest
-
-
-# Operators whose result is still the same weight, only arranged in another way.
-_ARRANGING = {"Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
-
-
-def _fold_one(node: Node, known: dict[str, Known]) -> None:
-    operator = _operator(node)
-    arguments = [
-        None if not name else _array(known[name]) if i in operator.static else known[name].tensor
-        for i, name in enumerate(node.inputs)
-    ]
-    with torch.no_grad(), _explained(node):
-        results = operator.run(node, *arguments)
-    source = known[node.inputs[0]].name if node.op in _ARRANGING else None
-    for name, result in zip(
-        node.outputs, results if isinstance(results, tuple) else (results,), strict=False
-    ):
-        tensor = as_tensor(result)
-        # Views would keep their base alive, and expanded ones hide their size.
-        known[name] = Known(tensor.contiguous(), source or name)
-
-
-def _array(constant: Known) -> Numbers:
-    return constant.tensor.numpy()
-
-
-@contextmanager
-def _explained(node: Node) -> Iterator[None]:
-    """Turn whatever an operator raises into an error that names the layer."""
-    try:
-        yield
-    except ClearfoldError:
-        raise
-    except Exception as error:
-        line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
-        raise BadFile(
-            f"Layer '{node.layer or node.name}' ({node.title}) cannot run: {line.rstrip('.')}. "
-            "Check that the file runs in ONNX Runtime at this image size, "
-            "and export it with a dynamic batch dimension."
-        ) from error
 
 
 def _specialize(
@@ -136,9 +73,18 @@ def _specialize(
     assert isinstance(free, SymInt)
     values: dict[str, Any] = {image: x}
     steps = []
-    for node in nodes:
+    todo = Worklist(nodes)
+
+    def look(name: str) -> Any:
+        return known[name].tensor if name in known else values.get(name)
+
+    for node in todo:
+        expanded = expand(node, known, look)
+        if expanded is not None:
+            todo.put(expanded)
+            continue
         if all(name in known or not name for name in node.inputs):
-            _fold_one(node, known)
+            fold_one(node, known)
             continue
         missing = [name for name in node.inputs if name and name not in known and name not in values]
         if missing:
@@ -149,11 +95,11 @@ def _specialize(
         view = as_view(node, known, values, steps, free, batch)
         if view is not None:
             node, target = view
-            step = Step(node, _on_tensors(_operator(node)), (Variable(node.inputs[0]), target), sizes=False)
+            step = Step(node, _on_tensors(operator_of(node)), (Variable(node.inputs[0]), target), sizes=False)
         else:
             step = _step(node, known, values)
             step = replace(step, arguments=follow_batch(node, step.arguments, values, free, batch))
-        with torch.no_grad(), _explained(node), mode, enable_python_dispatcher():
+        with torch.no_grad(), explained(node), mode, enable_python_dispatcher():
             arguments = [_value(argument, values, free, mode) for argument in step.arguments]
             results = step.run(node, *arguments)
         if not free.node.expr.free_symbols:
@@ -180,11 +126,11 @@ def _step(node: Node, known: Mapping[str, Known], values: Mapping[str, Any]) -> 
     sizes = find_arithmetic(node)
     if sizes is not None and all(_is_number(name, known, values) for name in node.inputs):
         given = [
-            Static(None) if not n else Variable(n) if n in values else Static(_array(known[n]))
+            Static(None) if not n else Variable(n) if n in values else Static(as_array(known[n]))
             for n in node.inputs
         ]
         return Step(node, sizes, tuple(given), sizes=True)
-    operator = _operator(node)
+    operator = operator_of(node)
     arguments: list[Argument] = []
     rank = max((values[n].ndim for n in node.inputs if n in values), default=0)
     for i, name in enumerate(node.inputs):
@@ -193,7 +139,7 @@ def _step(node: Node, known: Mapping[str, Known], values: Mapping[str, Any]) -> 
         elif name in values:
             arguments.append(Variable(name))
         elif i in operator.static:
-            arguments.append(Static(_array(known[name])))
+            arguments.append(Static(as_array(known[name])))
         elif operator.scalars and known[name].tensor.numel() == 1 and known[name].tensor.ndim <= rank:
             arguments.append(Static(known[name].tensor.item()))
         else:

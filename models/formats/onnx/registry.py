@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from models.formats.onnx.values import Numbers
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -25,7 +27,10 @@ OWN = "clearfold"
 
 @dataclass(frozen=True)
 class Node:
-    """One ONNX node, without any reference to the file it came from."""
+    """One ONNX node, without any reference to the file it came from.
+
+    Values that the graphs inside it read from around it follow its own inputs.
+    """
 
     op: str
     inputs: tuple[str, ...]
@@ -42,9 +47,37 @@ class Node:
         return self.attributes.get(attribute, default)
 
     @property
+    def bodies(self) -> tuple[Body, ...]:
+        """The graphs inside."""
+        return tuple(value for value in self.attributes.values() if isinstance(value, Body))
+
+    @property
+    def captures(self) -> dict[str, str]:
+        """What the graphs inside call the values around them, and what those are called here."""
+        inner = list(dict.fromkeys(name for body in self.bodies for name in body.captures))
+        return dict(zip(inner, self.inputs[len(self.inputs) - len(inner) :], strict=True))
+
+    @property
+    def own_inputs(self) -> tuple[str, ...]:
+        """The inputs without the values that graphs inside read."""
+        return self.inputs[: len(self.inputs) - len(self.captures)]
+
+    @property
     def title(self) -> str:
         """The operator as users know it: domain, name, opset."""
         return f"{self.domain or 'ai.onnx'}::{self.op} (opset {self.opset})"
+
+
+@dataclass(frozen=True)
+class Body:
+    """A graph inside a node (a branch, what a loop repeats) or a function: nodes over `inputs`, over `captures`, which
+    are values around it, and over its own `weights`."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    captures: tuple[str, ...]
+    weights: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)

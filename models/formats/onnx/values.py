@@ -22,33 +22,43 @@ Value: TypeAlias = Tensor | Numbers
 # More elements than any activation or weight of an image network; a few bytes of ONNX can ask for billions.
 LARGEST = 2**29
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float64, torch.float32)
+# torch computes in none of these unsigned integers; the values of the widest beyond 2^63 are not kept.
+_WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float64: torch.float32,
+    torch.uint16: torch.int32,
+    torch.uint32: torch.int64,
+    torch.uint64: torch.int64,
+}
 _DTYPES = {
     1: torch.float32,
     2: torch.uint8,
     3: torch.int8,
+    4: torch.int32,
     5: torch.int16,
     6: torch.int32,
     7: torch.int64,
     9: torch.bool,
     10: torch.float32,
     11: torch.float32,
-    12: torch.int32,
+    12: torch.int64,
     13: torch.int64,
     16: torch.float32,
 }
 
 
 def dtype(code: int) -> torch.dtype:
-    """The torch type for an ONNX element type; every float computes in float32."""
+    """The torch type for an ONNX element type; every float computes in float32, unsigned integers of 16 bits and more in
+    the next larger type."""
     if code not in _DTYPES:
         raise BadFile(f"The file uses the ONNX element type {code}, which is not read. Export it in float32.")
     return _DTYPES[code]
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """The tensor with half or double floats as float32."""
-    return tensor.to(torch.float32) if tensor.dtype in _FLOATS else tensor
+    """The tensor in the type that its kind of numbers is computed in."""
+    return tensor.to(_WIDER.get(tensor.dtype, tensor.dtype))
 
 
 def numbers(items: Iterable[Any]) -> Numbers:

@@ -57,18 +57,10 @@ def test_an_unknown_operator_is_named_with_its_layer(save: Save) -> None:
     assert error.value.layer == "head.nms"
 
 
-def test_control_flow_is_refused_by_name(save: Save) -> None:
-    inner = helper.make_graph([], "g", [], [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)])
-    node = helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner)
-    model = build([node, helper.make_node("Add", ["x", "z"], ["y"])], IMAGE, {"c": np.array(True)})
-    with pytest.raises(UnsupportedOperator, match=r"ai\.onnx::If"):
-        read(save(model))
-
-
 def test_a_custom_domain_is_refused_by_name(save: Save) -> None:
-    node = helper.make_node("FusedConv", ["x"], ["y"], domain="com.microsoft")
-    with pytest.raises(UnsupportedOperator, match=r"com\.microsoft::FusedConv"):
-        read(save(build([node], IMAGE, domains=["com.microsoft"])))
+    node = helper.make_node("Blur", ["x"], ["y"], domain="com.example")
+    with pytest.raises(UnsupportedOperator, match=r"com\.example::Blur"):
+        read(save(build([node], IMAGE, domains=["com.example"])))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

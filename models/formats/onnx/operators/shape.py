@@ -12,7 +12,7 @@ from torch import SymInt, Tensor
 from torch.nn import functional as F
 
 from fusion.errors import BadFile, UnsupportedOperator
-from models.formats.onnx.registry import Node, operator
+from models.formats.onnx.registry import OWN, Node, operator
 from models.formats.onnx.values import Numbers, Value, allocation, dtype, ints, numbers, scalar
 
 
@@ -104,6 +104,12 @@ def concat(node: Node, *tensors: Tensor) -> Tensor:
     return torch.cat(
         [t.expand(batch, *t.shape[1:]) if o else t for t, o in zip(tensors, one, strict=True)], axis
     )
+
+
+@operator("Stack", domain=OWN)
+def stack(node: Node, *tensors: Tensor) -> Tensor:
+    """What the iterations of a loop leave, along a new axis."""
+    return torch.stack(tensors, node.get("axis"))
 
 
 @operator("Split", static=(1,))

@@ -1,12 +1,22 @@
 """`clearfold explain`: a heatmap of one image, without a server."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli import console
-from app.cli.options import Data, Device, Json, Size, parse_channels, parse_size, store_folder
+from app.cli.options import (
+    Data,
+    Device,
+    Json,
+    Size,
+    parse_channels,
+    parse_settings,
+    parse_size,
+    store_folder,
+)
 
 if TYPE_CHECKING:
     from app.explaining import Answer, Subject
@@ -23,16 +33,37 @@ def explain(
     target: Annotated[
         str | None, typer.Option("--target", "-t", help="Class index or label [the best].")
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="LRP, or for comparison IntegratedGradients, SmoothGrad, InputXGradient, GuidedBackprop, Occlusion or "
+            "GradCAM.",
+        ),
+    ] = "LRP",
     composite: Annotated[
-        str, typer.Option("--composite", "-c", help="The rules; auto picks by the network.")
-    ] = "EpsilonPlusFlat",
+        str | None,
+        typer.Option("--composite", "-c", help="LRP's rules; auto picks by the network [EpsilonPlusFlat]."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A parameter of the composite or method; repeatable."
+        ),
+    ] = None,
     against: Annotated[
         str | None, typer.Option("--against", help="Why not this class: its index or label, or 'others'.")
     ] = None,
     layer: Annotated[
-        str | None, typer.Option("--layer", help="Draw the relevance at this layer, and name its channels.")
+        str | None,
+        typer.Option(
+            "--layer",
+            help="Draw the relevance at this layer, and name its channels; for GradCAM, the layer to weigh.",
+        ),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many channels of the layer to name.")] = 10,
+    top: Annotated[
+        int | None, typer.Option("--top", min=1, help="How many channels of the layer to name [10].")
+    ] = None,
     through: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,20 +83,26 @@ def explain(
     """Explain an image and write the heatmap as PNG."""
     content = image.read_bytes()
     wanted = parse_size(size) if size else None
+    asked = {"composite": composite, "layer": layer, "top": top, "through": through}
+    stated = parse_settings(settings or ())
     with console.working("Loading") as update:
-        from app import encoding, explaining
+        from app import composites, encoding, explaining, methods
 
+        rules = composite or composites.DEFAULT
         question = explaining.Question(
             content,
             target,
-            composite,
-            against=against,
-            layer=layer,
-            top=top,
-            through=parse_channels(through or ()),
+            rules,
+            _parameters(method, rules, stated, {key for key, value in asked.items() if value}, layer),
+            method,
+            against,
+            layer,
+            top or 10,
+            parse_channels(through or ()),
         )
         update(f"Loading {model}")
-        subject = _subject(model, wanted, composite, device, data)
+        ruled = question.parameters if method == methods.LRP else {}
+        subject = _subject(model, wanted, rules, ruled, device, data)
         update("Explaining")
         answer = explaining.explain(lambda: subject, question)
         look = encoding.Look("overlay" if overlay else "heatmap", cmap)
@@ -79,8 +116,28 @@ def explain(
         console.say(f"Warning: {warning}")
 
 
+def _parameters(
+    method: str, composite: str, stated: dict[str, Any], given: set[str], layer: str | None
+) -> dict[str, Any]:
+    """What the method or the composite is told."""
+    from app import methods
+
+    if layer and "layer" in methods.of(method).options:
+        stated = {**stated, "layer": layer}
+    try:
+        methods.refuse_others(method, given)
+        return methods.read(method, stated, composite)
+    except methods.WrongOption as error:
+        raise typer.BadParameter(f"{error.field}: {error}") from None
+
+
 def _subject(
-    model: str, size: tuple[int, int] | None, composite: str, device: str, data: Path | None
+    model: str,
+    size: tuple[int, int] | None,
+    composite: str,
+    parameters: Mapping[str, float],
+    device: str,
+    data: Path | None,
 ) -> "Subject":
     """The network from wherever it is: a file, the zoo, or the local store."""
     import fusion
@@ -94,10 +151,10 @@ def _subject(
 
     path = Path(model)
     if not path.is_file() and not is_zoo_name(model):
-        return Engine(Store(store_folder(data)), device, keep=1).ready(model, composite)
+        return Engine(Store(store_folder(data)), device, keep=1).ready(model, composite, parameters)
     opened = models.open(path if path.is_file() else model, size=size)
     network = fusion.fuse(opened.network).network
-    rules = composites.rules(composite, {}, opened.input)
+    rules = composites.rules(composite, parameters, opened.input)
     classes = network.outputs[0].shape[1]
     assert classes is not None  # the class scores have a fixed number of classes
     explainer = lrp.Explainer(network, composite=rules, device=device, strict=False)
@@ -109,10 +166,14 @@ def _tell(answer: "Answer", path: Path) -> None:
     console.out.print(
         f"Prediction  {_called(prediction)}, probability {prediction['probability']:.3f}", highlight=False
     )
+    if sums is None:
+        account = (
+            f"; {answer.summary['method']} keeps no ledger, the map's sum is {answer.summary['sum']:.4g}"
+        )
+    else:
+        account = f" = relevance {sums['input']:.4g} + kept {sums['kept']:.4g}"
     console.out.print(
-        f"Explained   {_called(target)}{_compared(answer.summary)}, score {target['score']:.4g} = "
-        f"relevance {sums['input']:.4g} "
-        f"+ kept {sums['kept']:.4g}",
+        f"Explained   {_called(target)}{_compared(answer.summary)}, score {target['score']:.4g}{account}",
         highlight=False,
     )
     if "reason" in answer.summary:

@@ -37,6 +37,17 @@ def parse_channels(texts: Iterable[str]) -> dict[str, list[int]]:
     return found
 
 
+def parse_settings(texts: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE, NAME=VALUE, ... as a mapping."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name.strip() or not equals:
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE, as n_steps=32", param_hint="--set")
+        found[name.strip()] = value.strip()
+    return found
+
+
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of the model store.", show_default=False)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a text for people.")]

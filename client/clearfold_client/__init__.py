@@ -16,10 +16,21 @@ from clearfold_client.problems import (
     NotReachable,
     Overloaded,
     Problem,
+    TookTooLong,
     TooLarge,
     UnsupportedModel,
 )
-from clearfold_client.results import Explanation, Health, Inner, Layer, Model, Prediction, Target
+from clearfold_client.results import (
+    Explanation,
+    Health,
+    Inner,
+    Layer,
+    Method,
+    Model,
+    Option,
+    Prediction,
+    Target,
+)
 
 __all__ = [
     "AsyncClient",
@@ -32,13 +43,16 @@ __all__ = [
     "InvalidImage",
     "InvalidParameter",
     "Layer",
+    "Method",
     "Model",
     "ModelNotFound",
     "NotReachable",
+    "Option",
     "Overloaded",
     "Prediction",
     "Problem",
     "Target",
     "TooLarge",
+    "TookTooLong",
     "UnsupportedModel",
 ]

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 
 from clearfold_client.images import ImageLike, encode
-from clearfold_client.results import Explanation, Health, Layer, Model, Prediction
+from clearfold_client.results import Explanation, Health, Layer, Method, Model, Prediction
 
 T = TypeVar("T")
 
@@ -51,30 +51,34 @@ def explain(
     target: int | str | None = None,
     composite: str | None = None,
     *,
+    method: str | None = None,
     against: int | str | None = None,
     layer: str | None = None,
     top: int | None = None,
     through: Mapping[str, int | Sequence[int]] | None = None,
-    **parameters: float,
+    **parameters: float | str | tuple[int, int],
 ) -> Call[Explanation]:
     """The relevance of each pixel for the class `target` (index or label; by default the best one).
 
     `image` is a path, the bytes of an image file, a PIL image or a uint8 array [H, W, 3]; `model` an id, the
-    start of one, or a name; `parameters` are those of the composite. `against`: why not this class (index or label,
-    or "others"). `layer`: the relevance there as well, as `inner`, with its `top` channels. `through`: channels by
-    layer; only relevance that passes these goes on to the pixels. `layers()` has the layers' names. Raises
-    ModelNotFound, InvalidImage, BadTarget, BadLayer, InvalidParameter, Overloaded, NotReachable.
+    start of one, or a name; `parameters` are those of the composite. `method`: another one than LRP, as
+    `method="IntegratedGradients", n_steps=32`; `methods()` has them with what they take, and there is no composite and
+    no ledger then. `against`: why not this class (index or label, or "others"). `layer`: the relevance there as well,
+    as `inner`, with its `top` channels; for GradCAM, the layer whose maps are weighed. `through`: channels by layer;
+    only relevance that passes these goes on to the pixels. `layers()` has the layers' names. Raises ModelNotFound,
+    InvalidImage, BadTarget, BadLayer, InvalidParameter, TookTooLong, Overloaded, NotReachable.
     """
     path = "v1/explain" if model is None else f"v1/models/{_id(model)}/explain"
     channels = None if through is None else {name: _channels(value) for name, value in through.items()}
     query = _query(
         target=target,
+        method=method,
         composite=composite,
         against=against,
         layer=layer,
         top=top,
         through=None if channels is None else json.dumps(channels),
-        **parameters,
+        **{name: _size(value) if isinstance(value, tuple) else value for name, value in parameters.items()},
     )
     return Call("POST", path, _explanation, query, {"Accept": NPZ, "Content-Type": BINARY}, encode(image))
 
@@ -125,7 +129,7 @@ def upload_model(
     query = _query(
         filename=file.name,
         name=name,
-        size=None if size is None else f"{size[0]}x{size[1]}",
+        size=None if size is None else _size(size),
         mean=_numbers(mean),
         std=_numbers(std),
         scale=scale,
@@ -168,6 +172,13 @@ def composites() -> Call[dict[str, dict[str, Any]]]:
     return Call("GET", "v1/composites", _composites)
 
 
+def methods() -> Call[tuple[Method, ...]]:
+    """The methods of `explain`, each with the options that it takes."""
+    return Call(
+        "GET", "v1/methods", lambda response: tuple(map(Method.from_json, response.json()["methods"]))
+    )
+
+
 def health() -> Call[Health]:
     """Whether the server can serve."""
     return Call("GET", "readyz", _health, also=frozenset({503}))
@@ -207,6 +218,11 @@ def _id(id: str) -> str:
 
 def _query(**values: Any) -> dict[str, str]:
     return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _size(size: tuple[int, int]) -> str:
+    """Height and width."""
+    return f"{size[0]}x{size[1]}"
 
 
 def _numbers(values: Sequence[float] | None) -> str | None:

@@ -58,6 +58,7 @@ class Client:
     delete_model = _sync(calls.delete_model)
     download_fused = _sync(calls.download_fused)
     composites = _sync(calls.composites)
+    methods = _sync(calls.methods)
     health = _sync(calls.health)
 
     def close(self) -> None:
@@ -109,6 +110,7 @@ class AsyncClient:
     delete_model = _async(calls.delete_model)
     download_fused = _async(calls.download_fused)
     composites = _async(calls.composites)
+    methods = _async(calls.methods)
     health = _async(calls.health)
 
     async def close(self) -> None:

@@ -90,6 +90,12 @@ class TooLarge(Problem):
     codes = frozenset({"body-too-large"})
 
 
+class TookTooLong(Problem):
+    """The server gave an explanation up: ask for less."""
+
+    codes = frozenset({"explanation-timeout"})
+
+
 class Overloaded(Problem):
     """The server is busy or not ready yet: wait `retry_after` seconds."""
 

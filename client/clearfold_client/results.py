@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,45 @@ class Layer:
     shape: tuple[int | None, ...]
 
 
+@dataclass(frozen=True)
+class Option:
+    """What a method can be told. `type` is integer, number, size (pixels, or height and width), choice or layer; a
+    `default` of None follows from the image or the network."""
+
+    name: str
+    type: str
+    description: str
+    default: Any
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to explain, with its options; those of LRP are its composites' parameters."""
+
+    name: str
+    description: str
+    options: tuple[Option, ...]
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Method":
+        options = tuple(
+            Option(
+                name=entry["name"],
+                type=entry["type"],
+                description=entry["description"],
+                default=entry["default"],
+                minimum=entry.get("minimum"),
+                maximum=entry.get("maximum"),
+                choices=tuple(entry.get("choices") or ()),
+            )
+            for entry in document["parameters"]
+        )
+        return cls(document["name"], document["description"], options)
+
+
 @dataclass(frozen=True, eq=False)
 class Inner:
     """The relevance at a layer. `values` are in the layer's layout, `axis` is the channels' in it; `top` has the
@@ -108,8 +147,10 @@ class Inner:
 class Explanation:
     """Where in the image the score of the target comes from.
 
-    `relevance` is [C, H, W] at the network's input size, and adds up to `sums["input"]`; `seen` is the image
-    as the network saw it, [H, W, 3]; `sums` has score, input, kept, error, `ledger` what each layer kept. `against` is
+    `relevance` is [C, H, W] at the network's input size ([1, H, W] by GradCAM), and adds up to `sums["input"]`; `seen`
+    is the image as the network saw it, [H, W, 3]; `sums` has score, input, kept, error, `ledger` what each layer kept.
+    `method` is LRP or another one, which has no composite and keeps no ledger: `composite`, `sums`, `ledger`, `picked`
+    and `balanced` are None then. `parameters` are the composite's or the method's, as they were used. `against` is
     the class that the target was compared with (its label, or its index where it has none), or "others"; the score is
     then the difference. `inner` is the relevance at the layer that was asked for. `picked` is the composite that was
     used (with the composite "auto", the one that suits the network, and `reason` says why); `balanced` is whether the
@@ -119,10 +160,10 @@ class Explanation:
     relevance: NDArray[np.float32]
     seen: NDArray[np.uint8]
     model: str
-    composite: str
+    composite: str | None
     prediction: Prediction
     target: Target
-    sums: dict[str, float]
+    sums: dict[str, float] | None
     ledger: Any
     timings: dict[str, float]
     against: str | int | None = None
@@ -131,6 +172,8 @@ class Explanation:
     reason: str | None = None
     balanced: bool | None = None
     warnings: tuple[str, ...] = ()
+    method: str = "LRP"
+    parameters: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_npz(cls, content: bytes) -> "Explanation":
@@ -154,6 +197,8 @@ class Explanation:
             reason=summary.get("reason"),
             balanced=summary.get("balanced"),
             warnings=tuple(summary.get("warnings", ())),
+            method=summary.get("method", "LRP"),
+            parameters=summary.get("parameters", {}),
         )
 
     @property

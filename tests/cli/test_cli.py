@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import lrp
+from app import methods
 from app.cli import main
 from tests.support.served import SIZE, Running, picture, tiny_network
 
@@ -128,6 +129,37 @@ class TestExplain:
 
     def test_an_output_that_is_no_png(self, run, image: Path, tmp_path: Path) -> None:
         assert run("explain", image, "-o", tmp_path / "missing" / "out.png").code == 2
+
+
+class TestMethods:
+    def test_another_method_with_its_options(self, run, image: Path, onnx_file: Path) -> None:
+        asked = ["explain", image, "-m", onnx_file, "--method", "IntegratedGradients", "--set", "n_steps=4"]
+        said = json.loads(run(*asked, "--set", "baseline=0.5", "--json").out)
+        assert (said["method"], said["composite"], said["sums"]) == ("IntegratedGradients", None, None)
+        assert (said["parameters"]["n_steps"], said["parameters"]["baseline"]) == (4, 0.5)
+        done = run(*asked)
+        assert done.code == 0, done.err
+        assert "IntegratedGradients keeps no ledger" in done.out
+        assert Image.open(image.with_name("cat.heatmap.png")).size == (SIZE, SIZE)
+
+    def test_the_help_names_them_all(self, run) -> None:
+        said = run("explain", "--help").out
+        assert all(name in said for name in methods.names())
+
+    def test_grad_cam_at_a_layer(self, run, image: Path, onnx_file: Path) -> None:
+        layer = TestInside().convolution(onnx_file)
+        done = run("explain", image, "-m", onnx_file, "--method", "GradCAM", "--layer", layer, "--json")
+        assert json.loads(done.out)["parameters"]["layer"] == layer
+        assert json.loads(done.out)["shape"] == [1, SIZE, SIZE]
+
+    def test_a_parameter_of_a_composite(self, run, image: Path, onnx_file: Path, data: Path) -> None:
+        for model in (onnx_file, "builtin"):
+            asked = ["explain", image, "-m", model, "--data", data, "-c", "EpsilonGammaBox"]
+            plain, changed = (
+                json.loads(run(*asked, *more, "--json").out) for more in ([], ["--set", "gamma=2"])
+            )
+            assert (plain["parameters"]["gamma"], changed["parameters"]["gamma"]) == (0.25, 2)
+            assert changed["sum"] != plain["sum"]
 
 
 class TestInside:
@@ -253,6 +285,12 @@ class TestErrors:
             (["explain", "{image}", "--through", "3,5"], "LAYER:CHANNELS"),
             (["explain", "{image}", "-t", "3", "--against", "3"], "two different"),
             (["explain", "{image}", "--cmap", "jet"], "bwr"),
+            (["explain", "{image}", "--method", "Magic"], "GradCAM"),
+            (["explain", "{image}", "--method", "SmoothGrad", "-c", "EpsilonPlus"], "method=LRP"),
+            (["explain", "{image}", "--method", "SmoothGrad", "--through", "conv1:1"], "method=LRP"),
+            (["explain", "{image}", "--method", "SmoothGrad", "--set", "samples=0"], "from 1 to 1000"),
+            (["explain", "{image}", "--set", "n_steps=3"], "IntegratedGradients"),
+            (["explain", "{image}", "--set", "epsilon"], "NAME=VALUE"),
             (["explain", "{image}", "--size", "big"], "HEIGHTxWIDTH"),
             (["fuse", "{text}"], "text.onnx"),
             (["fuse", "/no/such.onnx"], "/no/such.onnx"),

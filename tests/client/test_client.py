@@ -23,6 +23,7 @@ from clearfold_client import (
     NotReachable,
     Overloaded,
     Problem,
+    TookTooLong,
     UnsupportedModel,
     colors,
 )
@@ -53,6 +54,7 @@ class TestExplaining:
         assert explanation.relevance.shape == (3, SIDE, SIDE)
         assert explanation.relevance.dtype == np.float32
         assert explanation.heatmap.shape == (SIDE, SIDE)
+        assert explanation.sums is not None
         assert explanation.heatmap.sum() == pytest.approx(explanation.sums["input"], rel=1e-3, abs=1e-4)
         assert explanation.sums["input"] + explanation.sums["kept"] == pytest.approx(
             explanation.score, rel=1e-3
@@ -169,6 +171,51 @@ class TestInside:
             client.explain(picture(), through={name: [4711]})
         with pytest.raises(BadTarget, match="two different"):
             client.explain(picture(), target=2, against=2)
+
+
+class TestMethods:
+    def test_they_are_listed_with_what_they_take(self, client: Client) -> None:
+        methods = {method.name: method for method in client.methods()}
+        assert methods["LRP"].options == ()
+        steps = next(o for o in methods["IntegratedGradients"].options if o.name == "n_steps")
+        assert (steps.type, steps.default, steps.minimum) == ("integer", 50, 2)
+        (rule,) = [o for o in methods["IntegratedGradients"].options if o.type == "choice"]
+        assert rule.default in rule.choices
+
+    def test_an_answer_without_a_ledger(self, client: Client) -> None:
+        explanation = client.explain(
+            picture(), target=2, method="IntegratedGradients", n_steps=4, baseline=0.5
+        )
+        assert (explanation.method, explanation.composite) == ("IntegratedGradients", None)
+        assert explanation.parameters["n_steps"] == 4
+        assert explanation.parameters["baseline"] == 0.5
+        assert (explanation.sums, explanation.ledger, explanation.balanced) == (None, None, None)
+        assert explanation.relevance.shape == (3, SIDE, SIDE)
+        assert explanation.overlay().size == (SIDE, SIDE)
+        finer = client.explain(picture(), target=2, method="IntegratedGradients", n_steps=16, baseline=0.5)
+        assert not np.array_equal(finer.relevance, explanation.relevance)
+        assert client.explain(picture()).method == "LRP"
+
+    def test_sizes_choices_and_layers(self, client: Client) -> None:
+        covered = client.explain(picture(), method="Occlusion", window=(64, 32), stride=32)
+        assert (covered.parameters["window"], covered.parameters["stride"]) == ([64, 32], [32, 32])
+        name = next(e.name for e in client.layers("builtin") if e.name.startswith("layer1"))
+        cam = client.explain(picture(), method="GradCAM", layer=name, interpolate="nearest")
+        assert cam.relevance.shape == (1, SIDE, SIDE)
+        assert cam.parameters == {"layer": name, "interpolate": "nearest"}
+
+    def test_what_does_not_go_together(self, client: Client) -> None:
+        with pytest.raises(InvalidParameter, match="method=LRP"):
+            client.explain(picture(), method="SmoothGrad", composite="EpsilonPlus")
+        with pytest.raises(InvalidParameter, match="method=IntegratedGradients"):
+            client.explain(picture(), n_steps=3)
+        document = {
+            "type": "/problems/explanation-timeout",
+            "title": "Long",
+            "status": 422,
+            "detail": "Less.",
+        }
+        assert isinstance(from_response(httpx.Response(422, json=document)), TookTooLong)
 
 
 class TestModels:

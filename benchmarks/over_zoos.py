@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.networks import TIMM_LIST, Architecture, architectures
 
@@ -22,6 +29,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--markdown", type=Path, help="write the table for people here")
     found.add_argument("--only", default="", help="networks whose name contains this")
     found.add_argument("--timm", type=Path, default=TIMM_LIST, help="a file with timm's architecture names")
+    found.add_argument(
+        "--jobs", type=int, default=1, help="processes at once, which share the cores' threads"
+    )
     found.add_argument("--seconds", type=float, default=float("inf"), help="begin no network after this long")
     return found
 
@@ -35,16 +45,43 @@ def run(
 ) -> None:
     """Measure every architecture that the arguments name and write what they ask for. hidden: the keys of a row that
     are too long to print."""
-    started = time.perf_counter()
+    end = time.monotonic() + arguments.seconds
     rows: list[Row] = []
-    for architecture in architectures(arguments.timm, arguments.only):
-        if time.perf_counter() - started > arguments.seconds:
-            break
-        rows.append(measure(architecture))
-        gc.collect()
+    for row in measured(measure, architectures(arguments.timm, arguments.only), arguments.jobs, end):
+        rows.append(row)
         print(json.dumps({key: value for key, value in rows[-1].items() if key not in hidden}), flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps({"summary": summarize(rows), "rows": rows}, indent=1))
     if arguments.markdown:
         arguments.markdown.write_text(markdown({"summary": summarize(rows), "rows": rows}))
     print(json.dumps(summarize(rows)))
+
+
+def measured(
+    measure: Callable[[Architecture], Row], every: Iterable[Architecture], jobs: int, end: float
+) -> Iterator[Row]:
+    """The rows in the order of the architectures, several at once where there are several jobs; none is begun after
+    `end` (of the monotonic clock)."""
+    work = partial(_unless_late, measure, end)
+    if jobs == 1:
+        yield from (row for row in map(work, every) if row is not None)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")  # forked children of a process with threads may hang
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+        yield from (row for row in pool.map(work, every) if row is not None)
+
+
+def _unless_late(
+    measure: Callable[[Architecture], Row], end: float, architecture: Architecture
+) -> Row | None:
+    if time.monotonic() > end:
+        return None
+    row = measure(architecture)
+    gc.collect()
+    return row
+
+
+def worst(figures: list[float]) -> float | None:
+    """The largest, or what is no number at all; None of nothing."""
+    return max(figures, key=lambda figure: math.inf if math.isnan(figure) else figure, default=None)

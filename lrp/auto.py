@@ -6,12 +6,17 @@ Bluecher et al. 2024, arXiv:2401.06654: ResNet-50). Vision transformers want gam
 z+) at the patch embedding, with attention weights held constant (Achtibat et al. 2024, arXiv:2402.05602; Bakish et al.
 2025, arXiv:2506.02138). For hybrids no rule set is published: each part has that of its kind, with a larger gamma,
 since relevance grows with every layer that cancels.
+
+Residual sums between z+ convolutions are stabilized, by a share of their spread: two branches that cancel get a
+multiple of what reaches their sum, z+ makes that grow, and rounding decides its sign. In float32 maps of
+re-parametrized networks (MobileOne, RepViT, EfficientViT) would be off by 7 to 16 % of the maximum; with it they are
+off by less than 0.1 %, and maps of networks that had no such sums stay what they were (`benchmarks.precision`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -105,8 +110,18 @@ def vision_transformer(gamma: float = 0.05, convolution_gamma: float = 100.0) ->
 
 
 def hybrid(gamma: float = 0.25) -> Composite:
-    """z+ at convolutions, gamma at linear layers, flat at the first layer."""
-    return Composite("GammaPlusFlat", convolution=ZPlus(), linear=Gamma(gamma), first=Flat())
+    """z+ at convolutions, gamma at linear layers, flat at the first layer, residual sums stabilized."""
+    return steadied(Composite("GammaPlusFlat", convolution=ZPlus(), linear=Gamma(gamma), first=Flat()))
+
+
+def convolutional() -> Composite:
+    """EpsilonPlusFlat with residual sums stabilized."""
+    return steadied(epsilon_plus_flat())
+
+
+def steadied(composite: Composite, share: float = 2e-3) -> Composite:
+    """The composite with residual sums stabilized by this share of their root mean square."""
+    return replace(composite, norm_epsilon=share, norm_relative=True)
 
 
 @dataclass(frozen=True)
@@ -144,13 +159,13 @@ PREFERENCES: tuple[Preference, ...] = (
     ),
     Preference(
         lambda a: bool(a.smooth) or a.gates > 0,
-        epsilon_plus_flat,
+        convolutional,
         "a convolutional network with {features}: z+ for inputs of any sign at convolutions, gates held constant; "
         "alpha-beta rules lose faithfulness there",
     ),
     Preference(
         lambda a: True,
-        epsilon_plus_flat,
+        convolutional,
         "a convolutional network ({convolutions} convolutions, piecewise linear activations): z+ at convolutions, "
         "epsilon at linear layers, flat at the first",
     ),
@@ -170,4 +185,5 @@ def pick(network: Network) -> Choice:
         recurrent=found.recurrent,
         features=" and ".join(features),
     )
-    return Choice(composite, f"The composite {composite.name} was picked for {reason}.")
+    steady = "; residual sums stabilized by a share of their spread" if composite.norm_relative else ""
+    return Choice(composite, f"The composite {composite.name} was picked for {reason}{steady}.")

@@ -38,7 +38,10 @@ class Composite:
     convolution, linear: the rule for each kind of layer. first: the rule for layers that read the input directly
     (for convolutions only, where `first_convolutions_only`). overrides: (pattern, rule) pairs; the last one whose
     pattern matches the layer wins over everything else; `override` says what a pattern is. norm_epsilon: the stabilizer
-    at residual sums and average pools (the field's Norm rule; 0 lets the gradient do it exactly).
+    at residual sums and average pools (the field's Norm rule; 0 lets the gradient do it exactly); with norm_relative a
+    share of the root mean square of a sample's sums, at sums alone. Terms that cancel have large shares of a sum that
+    is about 0, and where a ReLU follows, rounding decides whether they count: a stabilizer beyond rounding lets their
+    relevance fade out instead.
 
     What happens elsewhere: batch_norm: the rule at batch norms that stay in the network, "magnitude", "identity" or
     "epsilon" (`lrp.batch_norm`). attention: "values" holds attention weights constant (CP-LRP, Ali et al. 2022,
@@ -57,6 +60,7 @@ class Composite:
     first_convolutions_only: bool = False
     overrides: tuple[tuple[str, AnyRule], ...] = field(default=())
     norm_epsilon: float = 0.0
+    norm_relative: bool = False
     batch_norm: BatchNormRule = "magnitude"
     attention: AttentionRule = "values"
     gates: GateRule = "signal"
@@ -112,6 +116,8 @@ class Composite:
         parts = [f"convolution {self.convolution}", f"linear {self.linear}"]
         parts += [f"first {self.first}"] if self.first else []
         parts += [f"{pattern} {rule}" for pattern, rule in self.overrides]
+        if self.norm_epsilon:
+            parts += [f"sums epsilon={self.norm_epsilon:g}" + (" relative" if self.norm_relative else "")]
         defaults = type(self).__dataclass_fields__
         parts += [
             f"{name.replace('_', ' ')} {getattr(self, name)}"

@@ -103,10 +103,11 @@ class Explainer:
         self.strict = strict
         self.with_ledger = ledger
         named = build(composite) if isinstance(composite, str) and composite != AUTO else composite
-        # Made ready on the CPU, so that every device gets the same numbers; only the surrogate travels.
-        network = opened.network.to(device="cpu", dtype=dtype)
+        # Made ready on the CPU, so that every device gets the same numbers; only the surrogate travels. Folded in
+        # float32 at least: parameters that are rounded before they are multiplied would be rounded twice.
+        network = opened.network.to(device="cpu", dtype=torch.promote_types(dtype, torch.float32))
         fused = fuse(network) if fold else Fused(network, Report(()))
-        self.network: Network = fused.network
+        self.network: Network = fused.network.to(dtype=dtype)
         self.report = fused.report
         choice = pick(self.network) if isinstance(named, str) else Choice(named)
         self.composite = choice.composite.override(rules) if rules else choice.composite

@@ -221,7 +221,9 @@ def relative_ratio(
     numerator: Tensor, denominator: Tensor, epsilon: float, samples: Tensor, place: Place
 ) -> Tensor:
     """`ratio` with epsilon times the root mean square of the denominators of the same sample. samples: any [N, ...]."""
-    count = len(samples)
-    power = per_sample(denominator.square(), place, count) * count / denominator.numel()
-    spread = by_sample(epsilon * power.sqrt(), denominator, place).to(denominator.dtype)
+    (axis, outer), count = place, len(samples)
+    grouped = denominator.movedim(axis, 0).reshape(outer, count, -1)
+    norms = torch.linalg.vector_norm(grouped, dim=(0, 2), dtype=torch.float64)  # no square overflows in it
+    mean = norms * (count / max(1, denominator.numel())) ** 0.5
+    spread = by_sample(epsilon * mean, denominator, place).to(denominator.dtype)
     return ratio(numerator, torch.where(denominator >= 0, denominator + spread, denominator - spread))

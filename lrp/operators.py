@@ -14,7 +14,7 @@ from fusion.errors import UnsupportedOperator
 from fusion.network import is_size_arithmetic, op_name
 from fusion.normalize import argument
 from lrp.batch_norm import propagation
-from lrp.graft import passed, ratio, received, share
+from lrp.graft import passed, ratio, received, relative_ratio, share
 from lrp.held import factors_of, held_factors
 from lrp.surrogate import Builder, is_code, operator_rule
 
@@ -128,9 +128,12 @@ def _norm(builder: Builder, node: fx.Node, value: fx.Node) -> fx.Node:
     """The Norm rule's stabilizer, a_i / stab(sum a) R, where the composite asks for one."""
     if not builder.composite.norm_epsilon:
         return value
-    factor = builder.emit(
-        ratio, builder.detached(value), builder.detached(value), builder.composite.norm_epsilon
-    )
+    epsilon, fixed = builder.composite.norm_epsilon, builder.detached(value)
+    if not builder.composite.norm_relative:
+        return builder.graft(node, value, [value], [builder.emit(ratio, fixed, fixed, epsilon)])
+    if op_name(node) != "add":
+        return value
+    factor = builder.emit(relative_ratio, fixed, fixed, epsilon, builder.x, builder.place(node))
     return builder.graft(node, value, [value], [factor])
 
 

@@ -22,10 +22,11 @@ from benchmarks.architectures import (
     is_right,
     markdown,
     measure,
-    ratio_of_times,
+    ratios_of_times,
     summarize,
 )
 from benchmarks.networks import Architecture
+from lrp.auto import convolutional
 
 SMALL = Architecture("torchvision:resnet18", (3, 64, 64))
 
@@ -50,7 +51,7 @@ def test_a_row_has_the_figures_of_the_explanation(row: dict[str, Any]) -> None:
     module = calibrate(SMALL.build(), SMALL)
     x = SMALL.example(2)
     found = lrp.Explainer(
-        fusion.capture(module, (x,)), composite="EpsilonPlusFlat", device="cpu", dtype=torch.float64
+        fusion.capture(module, (x,)), composite=convolutional(), device="cpu", dtype=torch.float64
     ).explain(x)
     top = module(x).amax(1).tolist()
     assert row["score"] == pytest.approx(top, rel=1e-4)
@@ -83,14 +84,14 @@ def test_a_gradient_is_that_of_the_top_scores() -> None:
     torch.testing.assert_close(gradient(layer, x), layer.weight.detach()[best])
 
 
-def test_the_ratio_of_times_is_one_of_equals_and_none_without_rounds() -> None:
+def test_times_are_ratios_and_none_without_rounds() -> None:
     def work() -> None:
         torch.randn(300, 300) @ torch.randn(300, 300)
 
-    assert ratio_of_times(work, work, 0) is None
-    ratio = ratio_of_times(lambda: [work() for _ in range(20)], work, 9)
-    assert ratio is not None
-    assert ratio > 5
+    assert ratios_of_times(work, {"same": work}, 0) == {}
+    ratios = ratios_of_times(work, {"same": work, "longer": lambda: [work() for _ in range(20)]}, 9)
+    assert ratios["longer"] > 5
+    assert ratios["same"] < ratios["longer"]
 
 
 def test_a_network_that_fails_costs_only_its_own_row(row: dict[str, Any]) -> None:
@@ -109,6 +110,28 @@ def test_a_network_that_fails_costs_only_its_own_row(row: dict[str, Any]) -> Non
     assert "## Refused" in text
 
 
+def test_other_libraries_have_the_same_columns(row: dict[str, Any]) -> None:
+    zennit, captum = row["peers"]["zennit"], row["peers"]["captum"]
+    assert zennit["composite"] == "EpsilonPlusFlat + ResNetCanonizer"
+    assert zennit["ledger_error"] < LEDGER_GOAL  # zennit is right on ResNets with its canonizer
+    assert zennit["input_share"] == pytest.approx(1, abs=LEDGER_GOAL)
+    assert captum["relevance_over_score"] > 1e6  # captum is not (its residual sums are no modules)
+    assert set(zennit) == set(captum) <= set(row)
+    failed = {
+        **row,
+        "network": "other",
+        "peers": {"zennit": {"error": "TypeError: no rule"}, "captum": captum},
+    }
+    summary = summarize([row, failed])
+    assert (summary["peers"]["zennit"]["answered"], summary["peers"]["zennit"]["explained"]) == (1, 1)
+    assert (summary["peers"]["captum"]["answered"], summary["peers"]["captum"]["explained"]) == (2, 0)
+    assert summary["peers"]["captum"]["exploded"] == 2
+    text = markdown({"summary": summary, "rows": [row, failed]})
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert "TypeError" in table[-1]
+
+
 def test_a_lost_number_is_no_explanation(row: dict[str, Any]) -> None:
     lost = {**row, "ledger_error": float("nan")}
     assert not is_right(lost)
@@ -119,7 +142,9 @@ def test_a_lost_number_is_no_explanation(row: dict[str, Any]) -> None:
 def test_the_command_writes_json_and_a_table(tmp_path: Path) -> None:
     out, table = tmp_path / "rows.json", tmp_path / "table.md"
     command = [sys.executable, "-m", "benchmarks.architectures", "--json", str(out), "--markdown", str(table)]
-    subprocess.run([*command, "--only", "squeezenet1_0", "--rounds", "0"], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--only", "squeezenet1_0", "--rounds", "0", "--no-peers"], check=True, capture_output=True
+    )
     document = json.loads(out.read_text())
     assert [r["network"] for r in document["rows"]] == ["torchvision:squeezenet1_0"]
     assert document["summary"]["explained"] == 1

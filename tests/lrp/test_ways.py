@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import lrp
 from fusion.errors import BadComposite
 from lrp.composites import Composite
+from lrp.graft import relative_ratio
 
 PLAIN = Composite("plain", convolution=lrp.LRP0(), linear=lrp.LRP0())
 
@@ -177,3 +178,55 @@ def test_groups_of_layers_take_overrides() -> None:
     ]  # fmt: skip
     with pytest.raises(BadComposite, match="@high, @last, @linear, @low, @mid"):
         lrp.Explainer(net, rules={"@conv_transpose": lrp.ZPlus()}, example=torch.randn(1, 2, 5, 5))
+
+
+def cancelling(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
+    """Two branches whose sum is a millionth of either, behind z+, and a ReLU that lets it pass."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1, bias=False)
+            self.after, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x).relu()
+            return self.head(self.after((h + self.branch(h)).relu()).relu().mean((2, 3)))
+
+    net = Net().to(dtype)
+    with torch.no_grad():
+        net.branch.weight.copy_((torch.eye(4) * torch.tensor([1.0, -1 + 1e-7, 1.0, 1.0]))[..., None, None])
+    return net, torch.rand(2, 1, 6, 6, dtype=dtype)
+
+
+def test_a_relative_stabilizer_at_sums_is_its_formula() -> None:
+    """R_a = a s / stab(s) * g with g the gradient at s = a + b, epsilon being a share of the sample's spread."""
+    net, x = cancelling()
+    share = 0.05
+    composite = replace(
+        lrp.build("EpsilonPlus"),
+        linear=lrp.LRP0(),
+        convolution=lrp.LRP0(),
+        norm_epsilon=share,
+        norm_relative=True,
+    )
+    found = lrp.Explainer(net, composite=composite, dtype=torch.float64, example=x).explain(x)
+    leaf = x.clone().requires_grad_()
+    h = net.stem(leaf).relu()
+    s = h + net.branch(h)
+    fixed = s.detach()
+    spread = share * fixed.square().mean((1, 2, 3), keepdim=True).sqrt()
+    carrier = fixed / (fixed + torch.where(fixed >= 0, spread, -spread))
+    s = fixed + carrier * (s - fixed)
+    best = net.head(net.after(s.relu()).relu().mean((2, 3))).amax(1).sum()
+    (gradient,) = torch.autograd.grad(best, leaf)
+    torch.testing.assert_close(found.relevance, gradient * x, rtol=1e-9, atol=1e-12)
+    assert found.ledger is not None
+    assert float(found.ledger.error.max()) < 1e-9
+    assert float(found.ledger.kept_by()["add"].abs().min()) > 0
+
+
+def test_a_relative_stabilizer_follows_the_scale_of_the_sums_even_where_squares_overflow() -> None:
+    total = torch.randn(2, 3, 4, dtype=torch.float32)
+    usual = relative_ratio(total, total, 0.01, total, (0, 1))
+    torch.testing.assert_close(relative_ratio(total * 1e30, total * 1e30, 0.01, total, (0, 1)), usual)

@@ -1,0 +1,35 @@
+"""The command that benchmarks over the zoos share: order, time limits, several processes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from benchmarks.networks import Architecture
+from benchmarks.over_zoos import measured, worst
+
+EVERY = [Architecture(f"zoo:{i}", (3, 8, 8)) for i in range(5)]
+
+
+def named(architecture: Architecture) -> dict[str, Any]:
+    time.sleep(0.2 if architecture is EVERY[0] else 0)
+    return {"network": architecture.name}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_rows_come_in_the_order_of_the_networks(jobs: int) -> None:
+    rows = measured(named, EVERY, jobs, end=float("inf"))
+    assert [row["network"] for row in rows] == [architecture.name for architecture in EVERY]
+
+
+def test_none_is_begun_after_the_end() -> None:
+    assert list(measured(named, EVERY, 1, end=time.monotonic() - 1)) == []
+    assert len(list(measured(named, EVERY, 1, end=time.monotonic() + 0.1))) == 1
+
+
+def test_the_worst_figure_is_the_largest_or_no_number() -> None:
+    assert worst([1.0, 3.0, 2.0]) == 3.0
+    assert str(worst([1.0, float("nan"), 2.0])) == "nan"
+    assert worst([]) is None

@@ -36,9 +36,9 @@ class Visit:
         return self.settled()
 
     def settled(self) -> "Visit":
-        """The heatmap is there, and so are the books, which come last."""
+        """The heatmap is there, and so are the books if there are any, which come last."""
         self.page.locator("#frame[aria-busy=false]").wait_for()
-        self.page.locator("#account table").wait_for()
+        self.page.locator("#account[data-complete=true]").wait_for()
         return self
 
     def explain(self, place: int) -> "Visit":

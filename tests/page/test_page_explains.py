@@ -110,6 +110,102 @@ def test_a_parameter_of_the_composite_is_asked_for_and_shown(visit: Visit) -> No
     assert len(visit.explained()) == asked
 
 
+def test_another_method_keeps_no_ledger_and_says_so(visit: Visit) -> None:
+    visit.open().take_sample()
+    before = visit.pixels()
+    visit.set("method", "InputXGradient")
+    visit.settled()
+    assert visit.page.locator("#composite").is_hidden()
+    assert "method=InputXGradient" in visit.explained()[-1]
+    assert "composite" not in visit.explained()[-1]
+    assert "InputXGradient" in visit.title()
+    assert not np.array_equal(visit.pixels(), before)
+    words = visit.page.locator("#account").inner_text()
+    assert "InputXGradient keeps no ledger" in words
+    assert "The score of" in words
+    assert visit.page.locator("#account table").count() == 0
+    visit.page.locator("#canvas").hover()
+    assert "of the score" not in visit.page.locator("#readout").inner_text()
+    visit.set("method", "LRP")
+    visit.settled()
+    assert visit.page.locator("#account table").count() == 1
+    assert np.array_equal(visit.pixels(), before)
+
+
+def test_a_map_of_one_channel_is_painted_from_zero_up(visit: Visit) -> None:
+    visit.open().take_sample()
+    visit.set("method", "GradCAM")
+    visit.settled()
+    visit.choose("show", "heatmap")
+    pixels = visit.pixels().astype(int)
+    assert (pixels[..., 0] == 255).all(), "nothing speaks against"
+    assert (pixels[..., 1] < 50).any()
+    assert (pixels[..., 1] > 200).any()
+
+
+def test_options_of_a_method_are_checked_asked_for_and_kept_in_the_link(visit: Visit) -> None:
+    visit.open().take_sample()
+    visit.set("method", "Occlusion")
+    visit.settled()
+    visit.page.locator("#parameters-box summary").click()
+    options = visit.page.locator("#parameters [name]")
+    assert [options.nth(i).get_attribute("name") for i in range(4)] == [
+        "window",
+        "stride",
+        "baseline",
+        "batch",
+    ]
+    window = visit.page.locator("#parameters input[name=window]")
+    asked = len(visit.explained())
+    window.fill("wide")
+    window.press("Tab")
+    assert "28x14" in window.evaluate("input => input.validationMessage")
+    assert len(visit.explained()) == asked
+    window.fill("64x32")
+    window.press("Tab")
+    visit.settled()
+    assert "window=64x32" in visit.explained()[-1]
+    assert "Occlusion (window 64x32)" in visit.title()
+    link, title, pixels = visit.page.evaluate("location.hash"), visit.title(), visit.pixels()
+    assert "method=Occlusion&p.window=64x32" in link
+    visit.page.goto("about:blank")
+    visit.open(link).settled()
+    assert visit.page.locator("#method").input_value() == "Occlusion"
+    assert visit.title() == title
+    assert np.array_equal(visit.pixels(), pixels)
+
+
+def test_a_choice_and_bounds(visit: Visit) -> None:
+    visit.open().take_sample()
+    visit.set("method", "GradCAM")
+    visit.settled()
+    visit.page.locator("#parameters-box summary").click()
+    smooth = visit.pixels()
+    visit.page.locator("#parameters select[name=interpolate]").select_option("nearest")
+    visit.settled()
+    assert "interpolate=nearest" in visit.explained()[-1]
+    assert not np.array_equal(visit.pixels(), smooth)
+    found = visit.imported(
+        """const { readOption } = await load("method");
+        return argument.map(([type, text]) => readOption({ type, minimum: 1, maximum: 64 }, text));""",
+        [["integer", "8"], ["integer", "65"], ["integer", "1.5"], ["number", "1.5"], ["number", "-1"],
+         ["size", "28x14"], ["size", "x14"], ["layer", "conv1"]],
+    )  # fmt: skip
+    assert [entry.get("value") for entry in found] == [8, None, None, 1.5, None, "28x14", None, "conv1"]
+    assert "from 1 to 64" in found[1]["wrong"]
+
+
+def test_maps_by_other_methods_have_a_scale_of_their_own(visit: Visit) -> None:
+    visit.open().take_sample()
+    alone = visit.pixels()
+    visit.page.locator("#pin").click()
+    visit.set("method", "InputXGradient")
+    visit.settled()
+    assert visit.page.locator("#pins li").count() == 2
+    assert np.array_equal(visit.pixels("#pins li:nth-child(1) canvas"), alone)
+    assert np.array_equal(visit.pixels("#pins li:nth-child(2) canvas"), visit.pixels())
+
+
 def test_an_image_from_a_file_a_drop_and_the_clipboard(visit: Visit) -> None:
     visit.open()
     visit.page.locator("#image-file").set_input_files(

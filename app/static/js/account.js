@@ -4,6 +4,7 @@
 import { byId, make } from "./dom.js";
 import { className, number, percent, signed } from "./format.js";
 import { openSheet, sheetTable } from "./sheet.js";
+import { LRP } from "./state.js";
 
 /** @typedef {import("./types.js").Account} Account */
 
@@ -31,8 +32,13 @@ export function mountAccount(store) {
   box.classList.add("account");
   const initial = [...box.childNodes];
   store.watch(["explanation", "account", "accountNote"], ({ explanation, account, accountNote }) => {
+    box.dataset.complete = String(explanation !== null && (explanation.method !== LRP || account !== null || accountNote !== null));
     if (!explanation) {
       box.replaceChildren(...initial);
+      return;
+    }
+    if (explanation.method !== LRP) {
+      box.replaceChildren(...withoutLedger(explanation));
       return;
     }
     const name = className({ index: explanation.target, label: explanation.label });
@@ -50,6 +56,19 @@ export function mountAccount(store) {
     const rest = account ? [table(account), verdict(account)] : [make("p", { class: "hint" }, accountNote ?? "Adding up what the layers kept\u2026")];
     box.replaceChildren(words, ...rest);
   });
+}
+
+/** @param {import("./types.js").Explanation} explanation by another method than LRP */
+function withoutLedger({ target, label, score, sum, method }) {
+  return [
+    make("p", {}, "The score of ", make("strong", {}, className({ index: target, label })), " is ", make("strong", {}, number(score)), "."),
+    make(
+      "p",
+      {},
+      make("strong", {}, `${method} keeps no ledger. `),
+      `Its map adds up to ${number(sum)}, and nothing says where the score went, as LRP does.`,
+    ),
+  ];
 }
 
 /** @param {Account} account @param {number} score */

@@ -1,6 +1,8 @@
 // @ts-check
 /** The server's HTTP API: one function per call, errors as `Problem` (RFC 9457). */
 
+import { LRP } from "./state.js";
+
 /** @typedef {import("./types.js").Model} Model */
 /** @typedef {import("./types.js").Prediction} Prediction */
 
@@ -106,12 +108,14 @@ const imageBody = (image, accept, signal) => ({
 /**
  * @typedef {object} Asked
  * @property {number | null} target null asks for the best class
- * @property {string | null} composite
- * @property {Record<string, number>} parameters of the composite
+ * @property {string} method
+ * @property {string | null} composite LRP's
+ * @property {Record<string, number | string>} parameters of the composite, or of the method
  */
 
 /** @param {Asked} what */
-const question = ({ target, composite, parameters }) => ({ ...parameters, target, composite });
+const question = ({ target, method, composite, parameters }) =>
+  method === LRP ? { ...parameters, target, composite } : { ...parameters, target, method };
 
 export const api = {
   /** @returns {Promise<Model[]>} */
@@ -135,6 +139,9 @@ export const api = {
 
   /** @returns {Promise<{composites: import("./types.js").Composite[], default: string}>} */
   composites: () => getJson("v1/composites"),
+
+  /** @returns {Promise<import("./types.js").Method[]>} */
+  methods: async () => (await getJson("v1/methods")).methods,
 
   /** @returns {Promise<import("./types.js").Sample[]>} */
   samples: async () => (await getJson("v1/samples")).samples,

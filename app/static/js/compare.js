@@ -4,6 +4,7 @@
 import { announce, byId, make } from "./dom.js";
 import { className, number } from "./format.js";
 import { draw, scaleOf } from "./stage.js";
+import { LRP } from "./state.js";
 
 /** @typedef {import("./types.js").Explanation} Explanation */
 
@@ -62,7 +63,7 @@ function identity(explanation) {
 /** @param {Explanation} entry @param {boolean} now @param {import("./state.js").Store} store */
 function card(entry, now, store) {
   const name = className({ index: entry.target, label: entry.label });
-  const about = `${entry.imageName} \u00b7 ${entry.modelName} \u00b7 ${entry.composite}`;
+  const about = `${entry.imageName} \u00b7 ${entry.modelName} \u00b7 ${entry.how}`;
   const unpin = () => store.set({ pins: store.state.pins.filter((other) => other !== entry) });
   return make(
     "li",
@@ -70,7 +71,7 @@ function card(entry, now, store) {
     make("canvas", { role: "img", "aria-label": `Relevance for ${name}, ${about}` }),
     make("strong", {}, name),
     make("p", { class: "hint" }, about),
-    make("p", { class: "hint" }, `score ${number(entry.score)}, pixels ${number(entry.sum)}`),
+    make("p", { class: "hint" }, `score ${number(entry.score)}${entry.method === LRP ? `, pixels ${number(entry.sum)}` : ""}`),
     now
       ? make("span", { class: "chip" }, "shown above")
       : make("button", { type: "button", class: "quiet", "aria-label": `Unpin ${name}, ${about}`, onclick: unpin }, "Unpin"),

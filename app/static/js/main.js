@@ -55,7 +55,7 @@ store.watch(["picture"], ({ picture }) => {
 });
 
 await session.start(location.hash);
-store.watch(["modelId", "explanation", "composite", "parameters", "image"], (state) => {
+store.watch(["modelId", "explanation", "method", "composite", "parameters", "image"], (state) => {
   history.replaceState(null, "", writeLink(state));
 });
 addEventListener("hashchange", () => session.follow(location.hash));

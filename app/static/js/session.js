@@ -1,11 +1,11 @@
 // @ts-check
-/** What happens when: image, network, class or composite change, and one explanation follows. */
+/** What happens when: image, network, class or method change, and one explanation follows. */
 
 import { api, Problem } from "./api.js";
 import { className } from "./format.js";
 import { pool } from "./heatmap.js";
 import { parseNpy } from "./npy.js";
-import { readLink } from "./state.js";
+import { LRP, readLink } from "./state.js";
 import { Latest } from "./tasks.js";
 
 /** @typedef {import("./types.js").Account} Account */
@@ -68,12 +68,13 @@ export class Session {
   /** First visit: what the server has, then what the link asks for. @param {string} hash */
   async start(hash) {
     try {
-      const [models, { composites, default: composite }, samples] = await Promise.all([
+      const [models, { composites, default: composite }, methods, samples] = await Promise.all([
         api.models(),
         api.composites(),
+        api.methods(),
         api.samples(),
       ]);
-      this.store.set({ models, composites, samples, composite });
+      this.store.set({ models, composites, methods, samples, composite });
       await this.#firstNetwork();
     } catch (error) {
       this.fail(error);
@@ -97,7 +98,7 @@ export class Session {
   /** Goes where a permalink points. @param {string} hash */
   async follow(hash) {
     const link = readLink(hash);
-    const { models, composites, samples } = this.state;
+    const { models, composites, methods, samples } = this.state;
     const model = link.model && models.find(({ id }) => id.startsWith(link.model ?? "-"));
     const composite = composites.find(({ name }) => name === link.composite);
     if (link.model && !model) {
@@ -110,9 +111,14 @@ export class Session {
     }
     const target = link.model && !model ? null : (link.target ?? null);
     const sample = samples.find(({ name }) => name === link.sample);
-    if (composite) {
-      const known = Object.entries(link.parameters).filter(([name]) => name in composite.parameters);
-      this.store.set({ composite: composite.name, parameters: Object.fromEntries(known) });
+    const method = methods.find(({ name }) => name === (link.method ?? LRP));
+    const known = method && method.name !== LRP ? method.parameters.map(({ name }) => name) : Object.keys(composite?.parameters ?? {});
+    if (composite || link.method) {
+      this.store.set({
+        method: method?.name ?? LRP,
+        composite: composite?.name ?? this.state.composite,
+        parameters: Object.fromEntries(Object.entries(link.parameters).filter(([name]) => known.includes(name))),
+      });
     }
     this.#linkedTarget = target;
     if (sample) {
@@ -153,13 +159,19 @@ export class Session {
     }
   }
 
+  /** @param {string} method */
+  async chooseMethod(method) {
+    this.store.set({ method, parameters: {} });
+    if (this.state.image) await this.#explain({ target: this.state.explanation?.target ?? null });
+  }
+
   /** @param {string} composite */
   async chooseComposite(composite) {
     this.store.set({ composite, parameters: {} });
     if (this.state.image) await this.#explain({ target: this.state.explanation?.target ?? null });
   }
 
-  /** @param {Record<string, number>} parameters those that differ from the composite's defaults */
+  /** @param {Record<string, number | string>} parameters those that differ from the defaults */
   async chooseParameters(parameters) {
     this.store.set({ parameters });
     if (this.state.image) await this.#explain({ target: this.state.explanation?.target ?? null });
@@ -191,7 +203,7 @@ export class Session {
       if (!model) this.fail(new Problem({ title: "No network is chosen", detail: "Choose a network, or add one." }));
       return;
     }
-    const { composite, parameters } = this.state;
+    const { method, composite, parameters } = this.state;
     const fresh = image !== this.state.image || model.id !== this.state.modelId || !this.state.predictions;
     const subject = target === null ? "the top class" : `\u201c${className({ index: target, label: model.labels?.[target] ?? null })}\u201d`;
     const { store } = this;
@@ -211,7 +223,7 @@ export class Session {
       const predicting = fresh
         ? api.predict(model.id, image.blob, TOP, signal).then((predictions) => commit(() => store.set({ predictions })))
         : null;
-      const what = { target, composite, parameters };
+      const what = { target, method, composite, parameters };
       const relevance = api.relevance(model.id, image.blob, what, signal);
       const [answer] = await Promise.all([relevance, predicting]);
       const map = pool(parseNpy(answer.npy));
@@ -220,14 +232,15 @@ export class Session {
           explanation: {
             ...answer, map,
             picture: fit(/** @type {Picture} */ (store.state.picture), map.width, map.height),
-            imageName: image.name, modelId: model.id, modelName: model.name,
-            composite: methodWords(composite ?? "", parameters, answer.picked),
+            imageName: image.name, modelId: model.id, modelName: model.name, method,
+            how: methodWords(method === LRP ? (composite ?? "") : method, parameters, answer.picked),
           },
           account: null,
           accountNote: null,
           busy: null,
         }),
       );
+      if (method !== LRP) return; // no books
       // The books follow the picture, so that the picture need not wait for them.
       try {
         const books = await api.account(model.id, image.blob, { ...what, target: answer.target }, signal);
@@ -346,11 +359,14 @@ function readLabels(text) {
   return text.split(/\r?\n/).map((line) => line.trim()).filter(Boolean);
 }
 
-/** @param {string} composite @param {Record<string, number>} parameters @param {string} picked by the server, for auto */
-function methodWords(composite, parameters, picked) {
+/**
+ * @param {string} way the composite, or another method than LRP
+ * @param {Record<string, number | string>} parameters @param {string} picked by the server, for auto
+ */
+function methodWords(way, parameters, picked) {
   const changed = Object.entries(parameters).map(([name, value]) => `${name} ${value}`);
-  if (picked && picked !== composite) changed.unshift(picked);
-  return changed.length ? `${composite} (${changed.join(", ")})` : composite;
+  if (picked && picked !== way) changed.unshift(picked);
+  return changed.length ? `${way} (${changed.join(", ")})` : way;
 }
 
 /**

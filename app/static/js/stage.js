@@ -5,7 +5,7 @@ import { COLORMAPS, lut } from "./colormap.js";
 import { announce, byId, download, make } from "./dom.js";
 import { className, percent, signed, slug } from "./format.js";
 import { limitOf, paint } from "./heatmap.js";
-import { DEFAULT_VIEW } from "./state.js";
+import { DEFAULT_VIEW, LRP } from "./state.js";
 
 /** @typedef {import("./types.js").Explanation} Explanation */
 /** @typedef {import("./types.js").State} State */
@@ -24,11 +24,13 @@ export function table(name) {
 }
 
 /**
- * The relevance that gets the full colour: of this map alone, or of all that are compared.
+ * The relevance that gets the full colour: of this map alone, or of all by its method that are compared; methods have
+ * units of their own.
  * @param {State} state @param {Explanation} explanation
  */
 export function scaleOf({ pins, explanation: now, shared, view }, explanation) {
-  const compared = pins.length > 0 && shared ? [...pins, ...(now ? [now] : [])] : [explanation];
+  const shown = pins.length > 0 && shared ? [...pins, ...(now ? [now] : [])] : [];
+  const compared = shown.length > 0 ? shown.filter(({ method }) => method === explanation.method) : [explanation];
   return Math.max(...compared.map(({ map }) => limitOf(map, view.clip)));
 }
 
@@ -93,7 +95,7 @@ function paintStage(canvas, state) {
   canvas.setAttribute(
     "aria-label",
     `Relevance of each pixel for ${className({ index: explanation.target, label: explanation.label })}, ` +
-      `network ${explanation.modelName}, composite ${explanation.composite}`,
+      `network ${explanation.modelName}, method ${explanation.how}`,
   );
   paintLegend(limit / view.gain, view);
 }
@@ -123,7 +125,7 @@ function paintTitle({ explanation, image, busy }) {
     title.replaceChildren(
       className({ index: explanation.target, label: explanation.label }),
       make("br"),
-      make("small", {}, `${explanation.imageName} \u00b7 ${explanation.modelName} \u00b7 ${explanation.composite}`),
+      make("small", {}, `${explanation.imageName} \u00b7 ${explanation.modelName} \u00b7 ${explanation.how}`),
     );
   } else if (image) {
     title.replaceChildren(busy ? image.name : `${image.name}: not explained`);
@@ -183,12 +185,12 @@ function mountReadout(canvas, store) {
   const tell = (/** @type {number} */ x, /** @type {number} */ y) => {
     const { explanation } = store.state;
     if (!explanation) return "";
-    const { map, picture, score } = explanation;
+    const { map, picture, score, method } = explanation;
     const at = y * map.width + x;
     const value = map.values[at];
-    const share = score ? `${percent(value / score)} of the score` : "";
+    const share = score && method === LRP ? `  (${percent(value / score)} of the score)` : "";
     const colour = [...picture.rgba.slice(at * 4, at * 4 + 3)].join(" ");
-    readout.textContent = `row ${y}, column ${x}: ${signed(value)}  (${share})  RGB ${colour}`;
+    readout.textContent = `row ${y}, column ${x}: ${signed(value)}${share}  RGB ${colour}`;
     return readout.textContent;
   };
   const clear = () => {
@@ -233,7 +235,7 @@ function mountReadout(canvas, store) {
 /** @param {import("./state.js").Store} store */
 function mountSaving(store) {
   const named = (/** @type {Explanation} */ e, /** @type {string} */ kind) =>
-    ["clearfold", e.imageName.replace(/\.\w+$/, ""), e.modelName, e.label || `class${e.target}`, e.composite, kind]
+    ["clearfold", e.imageName.replace(/\.\w+$/, ""), e.modelName, e.label || `class${e.target}`, e.how, kind]
       .filter(Boolean).map(slug).join("_");
 
   const save = async (/** @type {"heatmap" | "overlay"} */ show) => {

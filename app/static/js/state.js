@@ -17,13 +17,18 @@ export const DEFAULT_VIEW = Object.freeze({
   smooth: false,
 });
 
+/** The method that has composites and keeps a ledger; all others are there for comparison. */
+export const LRP = "LRP";
+
 /** @returns {State} */
 export function initialState() {
   return {
     models: [],
     composites: [],
+    methods: [],
     samples: [],
     modelId: null,
+    method: LRP,
     composite: null,
     parameters: {},
     image: null,
@@ -81,16 +86,17 @@ export class Store {
 /** Long enough to be unique among a server's networks, short enough to read. */
 const ID_PREFIX = 16;
 
-/** Composite parameters stand in the link under this prefix. */
+/** What the composite or the method is told stands in the link under this prefix. */
 const PARAMETER = "p.";
 
 /**
  * @typedef {object} Link
  * @property {string} [model] prefix of an id
  * @property {number} [target]
+ * @property {string} [method]
  * @property {string} [composite]
  * @property {string} [sample]
- * @property {Record<string, number>} parameters
+ * @property {Record<string, number | string>} parameters
  */
 
 /** @param {string} hash @returns {Link} */
@@ -100,12 +106,13 @@ export function readLink(hash) {
   return {
     model: fields.get("model") ?? undefined,
     target: target !== null && /^\d+$/.test(target) ? Number(target) : undefined,
+    method: fields.get("method") ?? undefined,
     composite: fields.get("composite") ?? undefined,
     sample: fields.get("sample") ?? undefined,
     parameters: Object.fromEntries(
       [...fields]
-        .filter(([name, value]) => name.startsWith(PARAMETER) && Number.isFinite(parseFloat(value)))
-        .map(([name, value]) => [name.slice(PARAMETER.length), Number(value)]),
+        .filter(([name, value]) => name.startsWith(PARAMETER) && value !== "")
+        .map(([name, value]) => [name.slice(PARAMETER.length), Number.isFinite(Number(value)) ? Number(value) : value]),
     ),
   };
 }
@@ -115,7 +122,8 @@ export function writeLink(state) {
   const fields = new URLSearchParams();
   if (state.modelId) fields.set("model", state.modelId.slice(0, ID_PREFIX));
   if (state.explanation) fields.set("target", String(state.explanation.target));
-  if (state.composite) fields.set("composite", state.composite);
+  if (state.method !== LRP) fields.set("method", state.method);
+  else if (state.composite) fields.set("composite", state.composite);
   for (const [name, value] of Object.entries(state.parameters)) fields.set(PARAMETER + name, String(value));
   if (state.image?.sample) fields.set("sample", state.image.sample);
   return `#${fields}`;

@@ -33,6 +33,17 @@
  * @property {string} reason
  *
  * @typedef {{name: string, description?: string, parameters: Record<string, unknown>}} Composite
+ *
+ * @typedef {object} Option what a method can be told
+ * @property {string} name
+ * @property {"integer" | "number" | "size" | "choice" | "layer"} type
+ * @property {string} description
+ * @property {number | string | null} default null where it follows from the image or the network
+ * @property {number | null} [minimum]
+ * @property {number | null} [maximum]
+ * @property {string[] | null} [choices]
+ *
+ * @typedef {{name: string, description: string, parameters: Option[]}} Method
  * @typedef {{name: string, url: string}} Sample
  * @typedef {{index: number, label: string | null, probability: number, score: number}} Prediction
  *
@@ -71,10 +82,11 @@
  * @property {string} label
  * @property {number} score
  * @property {number} sum
- * @property {string} picked the composite that was used, whatever was asked for
+ * @property {string} picked the composite that was used, whatever was asked for; empty for another method than LRP
+ * @property {string} method
  * @property {string} modelId
  * @property {string} modelName
- * @property {string} composite with the parameters that were changed
+ * @property {string} how the composite, or the method if it is not LRP, with the parameters that were changed
  *
  * @typedef {object} View how the map is shown; nothing here needs the server
  * @property {"overlay" | "heatmap" | "image"} show
@@ -90,10 +102,12 @@
  * @typedef {object} State
  * @property {Model[]} models
  * @property {Composite[]} composites
+ * @property {Method[]} methods
  * @property {Sample[]} samples
  * @property {string | null} modelId
- * @property {string | null} composite
- * @property {Record<string, number>} parameters those that differ from the composite's defaults
+ * @property {string} method
+ * @property {string | null} composite LRP's
+ * @property {Record<string, number | string>} parameters those that differ from the composite's or the method's defaults
  * @property {ImageChoice | null} image
  * @property {Picture | null} picture
  * @property {Prediction[] | null} predictions

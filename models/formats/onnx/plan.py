@@ -17,7 +17,7 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from fusion.errors import BadFile
+from fusion.errors import BadFile, UnsupportedOperator
 from models.formats.onnx.batch import Batched, follow_batch
 from models.formats.onnx.expansion import Worklist, expand
 from models.formats.onnx.folding import as_array, explained, first_weight, fold, fold_one, operator_of
@@ -30,6 +30,11 @@ from models.formats.onnx.views import as_view
 
 # Beyond this, an integer constant is data (a table of indices), not a shape.
 _MOST_NUMBERS = 4096
+
+_COUNTING = (
+    "How much it returns depends on pixel values, so nothing behind it has a fixed shape. "
+    "Export the network up to the layer before it."
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def _specialize(
                 known[name] = Known(as_tensor(result), name)
         if dynamic_result:
             steps.append(step)
-    if output not in values:
+    if not isinstance(values.get(output), Tensor):  # nothing, or a size
         raise BadFile("The network's output does not depend on its input. Export it again.")
     return Plan(_with_release(steps, output), image, output)
 
@@ -131,6 +136,8 @@ def _step(node: Node, known: Mapping[str, Known], values: Mapping[str, Any]) -> 
         ]
         return Step(node, sizes, tuple(given), sizes=True)
     operator = operator_of(node)
+    if operator.counting:
+        raise UnsupportedOperator(node.title, node.layer or node.name or node.outputs[0], _COUNTING)
     arguments: list[Argument] = []
     rank = max((values[n].ndim for n in node.inputs if n in values), default=0)
     for i, name in enumerate(node.inputs):

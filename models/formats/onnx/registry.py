@@ -5,7 +5,8 @@
         return F.leaky_relu(x, node.get("alpha", 0.01))
 
 A function gets its node (for the attributes) and its inputs as tensors. Positions named in `static` come as
-numbers when they are known; `scalars=True` passes constants of one element as Python numbers.
+numbers when they are known; `scalars=True` passes constants of one element as Python numbers. `counting=True` marks
+operators that return as much as the values say, and so run on constants only.
 `@arithmetic` adds what the operator does to numbers, so that shapes keep the batch free.
 """
 
@@ -88,6 +89,7 @@ class Operator:
     run: Callable[..., Any]
     static: frozenset[int]
     scalars: bool
+    counting: bool
 
 
 _OPERATORS: dict[tuple[str, str], list[Operator]] = {}
@@ -95,14 +97,19 @@ _ARITHMETIC: dict[str, Callable[..., Numbers]] = {}
 
 
 def operator(
-    *names: str, since: int = 1, static: tuple[int, ...] = (), scalars: bool = False, domain: str = ""
+    *names: str,
+    since: int = 1,
+    static: tuple[int, ...] = (),
+    scalars: bool = False,
+    counting: bool = False,
+    domain: str = "",
 ) -> Callable[[Function], Function]:
     """Register a function for the operators of these names, from opset `since` on."""
 
     def register(function: Function) -> Function:
         for name in names:
             versions = _OPERATORS.setdefault((domain, name), [])
-            versions.append(Operator(since, function, frozenset(static), scalars))
+            versions.append(Operator(since, function, frozenset(static), scalars, counting))
             versions.sort(key=lambda version: version.since)
         return function
 

@@ -49,8 +49,8 @@ _DTYPES = {
 
 
 def dtype(code: int) -> torch.dtype:
-    """The torch type for an ONNX element type; every float computes in float32, unsigned integers of 16 bits and more in
-    the next larger type."""
+    """The torch type for an ONNX element type: every float computes in float32, unsigned integers of 16 bits and more
+    in the next larger type."""
     if code not in _DTYPES:
         raise BadFile(f"The file uses the ONNX element type {code}, which is not read. Export it in float32.")
     return _DTYPES[code]
@@ -100,6 +100,8 @@ def as_tensor(value: Value, like: Tensor | None = None) -> Tensor:
         return value
     device = like.device if like is not None else None
     flat = value.reshape(-1).tolist()
+    if not flat and value.dtype == object:
+        return torch.zeros(value.shape, dtype=torch.int64, device=device)  # sizes, none of them
     if is_symbolic(value):
         kind = torch.float32 if any(isinstance(i, SymFloat | float) for i in flat) else torch.int64
         items = [torch.scalar_tensor(item, dtype=kind, device=device) for item in flat]

@@ -159,6 +159,21 @@ def softmax(node: Node, x: Tensor) -> Tensor:
     return F.softmax(x, node.get("axis", -1))
 
 
+def _hard(x: Tensor, axis: int) -> Tensor:
+    """One where the (first) largest value is, else zero."""
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1.0)
+
+
+@operator("Hardmax", since=13)
+def hardmax(node: Node, x: Tensor) -> Tensor:
+    return _hard(x, node.get("axis", -1))
+
+
+@operator("Hardmax")
+def hardmax_1(node: Node, x: Tensor) -> Tensor:
+    return _flattened(_hard, node, x)
+
+
 @operator("LogSoftmax", since=13)
 def log_softmax(node: Node, x: Tensor) -> Tensor:
     return F.log_softmax(x, node.get("axis", -1))

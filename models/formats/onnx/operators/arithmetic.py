@@ -100,6 +100,12 @@ def modulo(node: Node, a: Tensor, b: Tensor) -> Tensor:
     return torch.fmod(a, b) if node.get("fmod", 0) else torch.remainder(a, b)
 
 
+@operator("BitShift", since=11)
+def bit_shift(node: Node, x: Tensor, amount: Tensor) -> Tensor:
+    left = node.get("direction") == "LEFT"
+    return torch.bitwise_left_shift(x, amount) if left else torch.bitwise_right_shift(x, amount)
+
+
 _VARIADIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Max": torch.maximum,
     "Min": torch.minimum,

@@ -44,6 +44,8 @@ def range_(node: Node, start: Value, limit: Value, delta: Value) -> Tensor:
     if isinstance(first, int | float) and isinstance(last, int | float) and step:
         allocation([max(int((last - first) / step), 0)], node.layer)
     kind = torch.float32 if any(isinstance(v, float) for v in (first, last, step)) else torch.int64
+    if isinstance(start, np.ndarray) and start.dtype in (np.int16, np.int32):
+        kind = torch.from_numpy(start).dtype
     return torch.arange(first, last, step, dtype=kind)
 
 

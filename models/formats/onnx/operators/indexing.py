@@ -42,9 +42,15 @@ def gather_elements(node: Node, x: Tensor, indices: Tensor) -> Tensor:
 
 @operator("GatherND", since=11)
 def gather_nd(node: Node, x: Tensor, indices: Tensor) -> Tensor:
-    if node.get("batch_dims", 0):
-        raise UnsupportedOperator(f"{node.title} with batch_dims", node.layer)
-    return x[tuple(indices.unbind(-1))]
+    batch = node.get("batch_dims", 0)
+    own = [_along(x, i, indices.ndim - 1) for i in range(batch)]
+    return x[(*own, *indices.unbind(-1))]
+
+
+def _along(x: Tensor, axis: int, rank: int) -> Tensor:
+    """0, 1, 2, ... as an index of this axis that broadcasts over `rank` dimensions."""
+    count = torch.arange(x.shape[axis], device=x.device)
+    return count.reshape(*[1] * axis, x.shape[axis], *[1] * (rank - axis - 1))
 
 
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -62,6 +68,50 @@ def scatter_elements(node: Node, x: Tensor, indices: Tensor, updates: Tensor) ->
 @operator("ScatterND", since=11)
 def scatter_nd(node: Node, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     how = node.get("reduction", "none")
-    if how not in ("none", "add"):
-        raise UnsupportedOperator(f"{node.title} with reduction {how}", node.layer)
-    return torch.index_put(x, tuple(indices.unbind(-1)), updates, accumulate=how == "add")
+    places = indices.unbind(-1)
+    if how in ("none", "add"):
+        return torch.index_put(x, places, updates, accumulate=how == "add")
+    # torch has the other reductions along one axis only: the indexed ones become one.
+    sizes, rest = x.shape[: len(places)], x.shape[len(places) :]
+    flat = torch.zeros_like(places[0])
+    for size, place in zip(sizes, places, strict=True):
+        flat = flat * size + torch.where(place < 0, place + size, place)
+    rows = updates.reshape(-1, *rest)
+    index = flat.reshape(-1, *[1] * len(rest)).expand(rows.shape)
+    return torch.scatter_reduce(x.reshape(-1, *rest), 0, index, rows, _REDUCE[how]).reshape(x.shape)
+
+
+@operator("TensorScatter", since=24)
+def tensor_scatter(node: Node, x: Tensor, update: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Each sample's update from its own start on, around the end where the mode is circular."""
+    axis, steps = node.get("axis", -2) % x.ndim, update.shape[node.get("axis", -2)]
+    begin = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device) if starts is None else starts
+    places = begin.unsqueeze(1) + torch.arange(steps, device=x.device)
+    if node.get("mode", "linear") == "circular":
+        places = torch.remainder(places, x.shape[axis])
+    shape = [update.shape[0], *[1] * (x.ndim - 1)]
+    shape[axis] = steps
+    return torch.scatter(x, axis, places.reshape(shape).expand(update.shape), update)
+
+
+@operator("ReverseSequence", since=10)
+def reverse_sequence(node: Node, x: Tensor, lengths: Tensor) -> Tensor:
+    """The first so many steps of each sample turned around."""
+    time, batch = node.get("time_axis", 0), node.get("batch_axis", 1)
+    steps = torch.arange(x.shape[time], device=x.device)
+    ends = lengths.unsqueeze(1)
+    places = torch.where(steps < ends, ends - 1 - steps, steps)
+    shape = [1] * x.ndim
+    shape[batch], shape[time] = x.shape[batch], x.shape[time]
+    places = places if batch < time else places.t()
+    return torch.gather(x, time, places.reshape(shape).expand(x.shape))
+
+
+@operator("Compress", since=9, static=(1,))
+def compress(node: Node, x: Tensor, condition: Value) -> Tensor:
+    if isinstance(condition, Tensor):
+        raise UnsupportedOperator(f"{node.title} of a condition that depends on pixels", node.layer)
+    picked = [i for i, wanted in enumerate(condition.reshape(-1).tolist()) if wanted]
+    axis = node.get("axis")
+    index = torch.tensor(picked, dtype=torch.int64, device=x.device)
+    return x.reshape(-1).index_select(0, index) if axis is None else x.index_select(axis, index)

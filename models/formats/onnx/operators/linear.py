@@ -31,6 +31,11 @@ def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     return y if c is None or beta == 0 else y + (c if beta == 1 else beta * c)
 
 
+@operator("Det", since=11)
+def determinant(node: Node, x: Tensor) -> Tensor:
+    return torch.det(x)
+
+
 @operator("Einsum", since=12)
 def einsum(node: Node, *tensors: Tensor) -> Tensor:
     return torch.einsum(node.get("equation").replace(" ", ""), *tensors)

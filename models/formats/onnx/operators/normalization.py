@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.nn import functional as F
 
 from fusion.errors import UnsupportedOperator
@@ -31,15 +33,20 @@ def instance_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -
 
 
 @operator("LayerNormalization", since=17)
-def layer_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    if any(node.outputs[1:]):
-        raise UnsupportedOperator(f"{node.title} with its statistics as outputs", node.layer)
-    shape = tuple(x.shape[node.get("axis", -1) :])
+def layer_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Any:
+    """The mean and the inverse deviation are further outputs."""
+    shape, eps = tuple(x.shape[node.get("axis", -1) :]), node.get("epsilon", 1e-5)
     if tuple(scale.shape) != shape:
         scale = scale.expand(shape)
     if bias is not None and tuple(bias.shape) != shape:
         bias = bias.expand(shape)
-    return F.layer_norm(x, shape, scale, bias, node.get("epsilon", 1e-5))
+    y = F.layer_norm(x, shape, scale, bias, eps)
+    if not any(node.outputs[1:]):
+        return y
+    axes = list(range(-len(shape), 0))
+    mean = x.mean(axes, keepdim=True)
+    deviation = (x - mean).square().mean(axes, keepdim=True)
+    return y, mean, torch.rsqrt(deviation + eps)
 
 
 @operator("RMSNormalization", since=23)
@@ -91,7 +98,7 @@ def lp_normalization(node: Node, x: Tensor) -> Tensor:
 @operator("MeanVarianceNormalization", since=9)
 def mean_variance_normalization(node: Node, x: Tensor) -> Tensor:
     axes = list(node.get("axes", (0, 2, 3)))
-    if 0 in axes:
+    if isinstance(x.shape[0], SymInt) and 0 in axes:
         raise UnsupportedOperator(f"{node.title} over the batch", node.layer)
     centered = x - x.mean(axes, keepdim=True)
     return centered / (torch.sqrt((centered * centered).mean(axes, keepdim=True)) + 1e-9)

@@ -31,14 +31,14 @@ def identity(node: Node, x: Tensor) -> Tensor:
     return x
 
 
-@operator("Dropout")
-def dropout(node: Node, x: Tensor, *_: Tensor) -> Tensor:
+@operator("Dropout", static=(1, 2))
+def dropout(node: Node, x: Tensor, ratio: Value | None = None, training: Value | None = None) -> Any:
     """The identity: an explanation is of the network in use. A mask, where one is asked for, is all true."""
-    if len(node.outputs) > 1 and node.outputs[1]:
+    if training is not None and (isinstance(training, Tensor) or bool(training.reshape(-1)[0])):
         raise UnsupportedOperator(
-            f"{node.title} with its mask", node.layer, "Export the network in evaluation mode."
+            f"{node.title} in training mode", node.layer, "Export the network in evaluation mode."
         )
-    return x
+    return (x, torch.ones_like(x, dtype=torch.bool)) if any(node.outputs[1:]) else x
 
 
 @operator("Cast", "CastLike")

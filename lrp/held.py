@@ -23,7 +23,7 @@ held_inputs: Registry[HeldInputs] = Registry()
 _COMPARING = ("gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not", "logical_xor")
 NORMS = ("linalg_vector_norm", "norm")
 _MIXING = ("linear", "conv1d", "conv2d")
-_CHOOSING = {"sigmoid", "hardsigmoid", "softmax", "_softmax", *_COMPARING}
+_CHOOSING = {"sigmoid", "hardsigmoid", "softmax", "_softmax", "sign", *_COMPARING}
 _MOVING = set(
     "reshape expand expand_as unsqueeze squeeze transpose permute slice select flatten to _to_copy".split()
 )
@@ -77,8 +77,8 @@ def _is_sigmoid(network: Network, node: Any) -> bool:
 
 
 def is_gate(network: Network, node: Any) -> bool:
-    """Attention weights, squeeze-and-excite gates, masks and responses relative to their mean choose among signals or
-    scale them; they are no signal themselves."""
+    """Attention weights, squeeze-and-excite gates, masks, signs and responses relative to their mean choose among
+    signals or scale them; they are no signal themselves."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return False
     op = op_name(node)

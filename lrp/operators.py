@@ -29,7 +29,10 @@ aten = torch.ops.aten
     "unbind", "getitem", "flip", "roll", "index_select", "pixel_shuffle", "pixel_unshuffle", "unfold", "im2col",
     "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "reflection_pad1d", "reflection_pad2d",
     "replication_pad1d", "replication_pad2d", "repeat", "tile", "to", "_to_copy", "gather", "movedim", "diagonal",
-    "swapaxes", "swapdims", "cumsum", "index", "repeat_interleave",
+    "swapaxes", "swapdims", "cumsum", "index", "repeat_interleave", "channel_shuffle", "rot90", "tril", "triu",
+    "reflection_pad3d", "replication_pad3d", "upsample_nearest1d", "upsample_nearest3d", "upsample_linear1d",
+    "upsample_trilinear3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
 )  # fmt: skip
 def _homogeneous(builder: Builder, node: fx.Node) -> fx.Node:
     others = [n for n in node.all_input_nodes if n is not node.args[0] and builder.depends(n)]

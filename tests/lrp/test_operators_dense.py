@@ -330,6 +330,26 @@ def test_a_mask_made_from_the_image_is_held() -> None:
     explained(function, lambda t: t * (t.detach() > 0.1).to(t.dtype))
 
 
+def test_a_sign_chooses_like_a_mask() -> None:
+    """Signed square roots, as behind bilinear pooling."""
+
+    def function(t: Tensor) -> Tensor:
+        return t.sign() * t.abs().sqrt()
+
+    found = explained(function, lambda t: t.detach().sign() * linear_in(t.abs(), t.abs().sqrt()))
+    torch.testing.assert_close(found.relevance.sum(1), found.score)
+
+
+def test_power_average_pooling_is_homogeneous() -> None:
+    """torch writes it with the sign of a sum of squares."""
+
+    def function(t: Tensor) -> Tensor:
+        return F.lp_pool1d(t[:, None], 2, 3).flatten(1)
+
+    found = explained(function, function)
+    torch.testing.assert_close(found.relevance.sum(1), found.score)
+
+
 def test_a_count_made_from_the_image_keeps_what_it_receives() -> None:
     def function(t: Tensor) -> Tensor:
         return torch.cat([t, (t > 0.1).to(t.dtype)], 1)

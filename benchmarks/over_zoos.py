@@ -68,7 +68,7 @@ def measured(
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")  # forked children of a process with threads may hang
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,), max_tasks_per_child=8) as pool:
         yield from (row for row in pool.map(work, every) if row is not None)
 
 

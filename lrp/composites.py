@@ -39,7 +39,7 @@ class Composite:
     (for convolutions only, where `first_convolutions_only`). overrides: (pattern, rule) pairs; the last one whose
     pattern matches the layer wins over everything else; `override` says what a pattern is. norm_epsilon: the stabilizer
     at residual sums and average pools (the field's Norm rule; 0 lets the gradient do it exactly); with norm_relative a
-    share of the root mean square of a sample's sums, at sums alone. Terms that cancel have large shares of a sum that
+    share of the root mean square of a sample's sums. Terms that cancel have large shares of a sum that
     is about 0, and where a ReLU follows, rounding decides whether they count: a stabilizer beyond rounding lets their
     relevance fade out instead.
 

@@ -134,8 +134,6 @@ def _norm(builder: Builder, node: fx.Node, value: fx.Node) -> fx.Node:
     epsilon, fixed = builder.composite.norm_epsilon, builder.detached(value)
     if not builder.composite.norm_relative:
         return builder.graft(node, value, [value], [builder.emit(ratio, fixed, fixed, epsilon)])
-    if op_name(node) != "add":
-        return value
     factor = builder.emit(relative_ratio, fixed, fixed, epsilon, builder.x, builder.place(node))
     return builder.graft(node, value, [value], [factor])
 
@@ -270,6 +268,14 @@ def _kept_affine(builder: Builder, node: fx.Node) -> fx.Node:
     return builder.graft(node, value, [x], [factor])
 
 
+def root_mean_square(x: Tensor, axes: list[int], eps: float) -> Tensor:
+    """sqrt(mean x^2 + eps) as a number, in float32 at least, as torch's own norms have it; no number where a square
+    leaves the type's range: x / inf would pass for an answer of zeros."""
+    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    power = wide.square().mean(axes, keepdim=True) + eps
+    return torch.where(power.isinf(), math.nan, power).sqrt().to(x.dtype)
+
+
 def centred(x: Tensor, axes: list[int], eps: float, weight: Tensor | None, groups: int = 0) -> Tensor:
     """(x - mean) / deviation * weight with the deviation held constant: what carries relevance in a normalization."""
     shape = x.shape
@@ -277,8 +283,7 @@ def centred(x: Tensor, axes: list[int], eps: float, weight: Tensor | None, group
         x = x.reshape(shape[0], groups, -1)
         axes = [2]
     middle = x - x.mean(axes, keepdim=True)
-    deviation = torch.sqrt(middle.detach().square().mean(axes, keepdim=True) + eps)
-    return (middle / deviation).reshape(shape) * (1 if weight is None else weight)
+    return (middle / root_mean_square(middle, axes, eps)).reshape(shape) * (1 if weight is None else weight)
 
 
 def _statistics(
@@ -312,8 +317,7 @@ def _layer_norm(builder: Builder, node: fx.Node) -> fx.Node:
 
 def scaled(x: Tensor, axes: list[int], eps: float, weight: Tensor | None) -> Tensor:
     """x / rms(x) * weight with the root mean square held constant."""
-    rms = torch.sqrt(x.detach().square().mean(axes, keepdim=True) + eps)
-    return x / rms * (1 if weight is None else weight)
+    return x / root_mean_square(x, axes, eps) * (1 if weight is None else weight)
 
 
 @operator_rule("rms_norm")

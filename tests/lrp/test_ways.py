@@ -211,14 +211,16 @@ def test_a_relative_stabilizer_at_sums_is_its_formula() -> None:
         norm_relative=True,
     )
     found = lrp.Explainer(net, composite=composite, dtype=torch.float64, example=x).explain(x)
+
+    def steady(total: Tensor) -> Tensor:
+        fixed = total.detach()
+        spread = share * fixed.flatten(1).square().mean(1).sqrt().reshape(-1, *[1] * (fixed.ndim - 1))
+        return fixed + fixed / (fixed + torch.where(fixed >= 0, spread, -spread)) * (total - fixed)
+
     leaf = x.clone().requires_grad_()
     h = net.stem(leaf).relu()
-    s = h + net.branch(h)
-    fixed = s.detach()
-    spread = share * fixed.square().mean((1, 2, 3), keepdim=True).sqrt()
-    carrier = fixed / (fixed + torch.where(fixed >= 0, spread, -spread))
-    s = fixed + carrier * (s - fixed)
-    best = net.head(net.after(s.relu()).relu().mean((2, 3))).amax(1).sum()
+    pooled = net.after(steady(h + net.branch(h)).relu()).relu().mean((2, 3))
+    best = net.head(steady(pooled)).amax(1).sum()
     (gradient,) = torch.autograd.grad(best, leaf)
     torch.testing.assert_close(found.relevance, gradient * x, rtol=1e-9, atol=1e-12)
     assert found.ledger is not None

@@ -163,7 +163,7 @@ class Explainer:
         """Class scores [N, K], before a final softmax."""
         x = self.prepare(image)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self._surrogate.program(x, torch.ones_like(x), None)  # type: ignore[no-any-return]
+            return self._finite(self._surrogate.program(x, torch.ones_like(x), None))
 
     def explain(
         self,
@@ -178,7 +178,12 @@ class Explainer:
         at: layers whose relevance is wanted too. through: only the relevance that passes these channels of these layers
         (indices, or a mask) goes on to the input; the ledger has the rest (concept relevance propagation, Achtibat et
         al. 2023, arXiv:2206.03208), and what goes past a layer, as along a skip connection, is not touched. Layers go
-        by the names of `inner_layers()`. Raises BadLayer for one that is not there.
+        by the names of `inner_layers()`. Raises BadLayer for one that is not there, BadInput where the input or the
+        network's answer to it is not finite, and UnbalancedLedger, if strict, where relevance is not finite or missing.
+
+        A class with a negative score hands out negative relevance. One with a score of exactly 0 hands out none (under
+        LRP-0, what speaks for it and what speaks against it, which cancel). An input of zeros gets none from rules that
+        multiply by the input, all but flat, w^2 and zB: the biases keep it.
         """
         started = time.perf_counter()
         x = self.prepare(image)
@@ -191,7 +196,7 @@ class Explainer:
         ):
             x = x.clone() if x.is_inference() else x
             gate = torch.ones_like(x, requires_grad=True)
-            scores = program(x, gate, recording)
+            scores = self._finite(program(x, gate, recording))
             seeds = self._seeds(target, scores.detach())
             maps = []
             for i, seed in enumerate(seeds.seeds):
@@ -208,11 +213,8 @@ class Explainer:
         if recording is not None and self.with_ledger:
             arrived = relevance.flatten(2 if seeds.several else 1).sum(-1, dtype=torch.float64)
             ledger = recording.ledger(score, arrived, self._surrogate.layers, seeds.several)
-            if self.strict and not ledger.closes(self.tolerance):
-                raise UnbalancedLedger(
-                    f"Relevance is missing: the ledger is off by {float(ledger.error.max()):.2g} of the score. "
-                    "Explain in float64, or with strict=False to get the map all the same."
-                )
+        if self.strict:
+            self._balanced(relevance, ledger)
         inner = {
             layer.name: layer.relevance(recording.watched(layer.node), x, seeds.several)
             for layer in watched
@@ -255,7 +257,7 @@ class Explainer:
         ):
             x = x.clone().requires_grad_()
             with torch.no_grad():
-                output = attributions.scored(network, layer).scores(x)
+                output = self._finite(attributions.scored(network, layer).scores(x))
             seeds = self._seeds(target, output)
             maps = []
             for seed in seeds.seeds:
@@ -269,6 +271,38 @@ class Explainer:
         score = explained if seeds.several else explained[:, 0]
         seconds = time.perf_counter() - started
         return Explanation(relevance, output, seeds.classes, score, None, method, seconds)
+
+    def _finite(self, answer: Tensor) -> Tensor:
+        """The network's answer itself. Raises BadInput where it is no finite number."""
+        wrong = (~answer.isfinite().flatten(1).all(1)).nonzero()
+        if len(wrong):
+            raise BadInput(
+                f"The network's answer to input {int(wrong[0])} is not finite: its values leave the range of "
+                f"{self._type} on the way. Give values like those it was trained on{self._wider}."
+            )
+        return answer
+
+    def _balanced(self, relevance: Tensor, ledger: Ledger | None) -> None:
+        """Raises UnbalancedLedger where relevance is no finite number, or missing."""
+        amounts = (relevance,) if ledger is None else (relevance, ledger.score, ledger.input, ledger.kept)
+        if not all(bool(amount.isfinite().all()) for amount in amounts):
+            raise UnbalancedLedger(
+                f"The relevance is not finite: it leaves the range of {self._type}. Take another composite or smaller "
+                f"parameters, or values like those that the network was trained on{self._wider}."
+            )
+        if ledger is not None and not ledger.closes(self.tolerance):
+            raise UnbalancedLedger(
+                f"Relevance is missing: the ledger is off by {float(ledger.error.max()):.2g} of the score. "
+                "Explain in float64, or with strict=False to get the map all the same."
+            )
+
+    @property
+    def _type(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def _wider(self) -> str:
+        return "" if self.dtype == torch.float64 else ", or explain in float64"
 
     @cached_property
     def _plain(self) -> Network:

@@ -21,7 +21,7 @@ ALLOWED = frozenset(
     add addcdiv addcmul addmm affine_grid_generator amax amin arange argmax argmin as_strided asin atan
     avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bitwise_xor
     bmm broadcast_tensors broadcast_to bucketize cat ceil celu channel_shuffle chunk clamp clamp_max
-    clamp_min concat constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+    clamp_min col2im concat constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d
     conv_transpose3d copy cos cosh cosine_similarity cumprod cumsum diagonal div dot einsum elu
     embedding empty_like eq erf exp expand expand_as fill flatten flip floor floor_divide fmod full
     full_like gather ge gelu glu grid_sampler group_norm gt hardshrink hardsigmoid hardswish hardtanh

@@ -161,12 +161,33 @@ def factors_of(node: fx.Node) -> list[Any]:
     return list(node.args[1]) if op_name(node) == "einsum" else list(node.args[:2])  # type: ignore[arg-type]
 
 
+_FILLING = (
+    "zeros",
+    "new_zeros",
+    "zeros_like",
+    "ones",
+    "new_ones",
+    "ones_like",
+    "full",
+    "new_full",
+    "full_like",
+)
+
+
+def _is_filled(node: fx.Node) -> bool:
+    """Whether a tensor is the same whatever the image: a constant, or made of one number in the batch's size."""
+    through = {*_MOVING, *_MIXING}
+    while node.op == "call_function" and op_name(node) in through and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.op == "get_attr" or (node.op == "call_function" and op_name(node) in _FILLING)
+
+
 @held_inputs("mul", "matmul", "bmm", "einsum")
 def held_factors(network: Network, node: fx.Node) -> list[fx.Node]:
     """The factor that is a gate, the inverse of a statistic, or AdaNorm's own gate; none where both are, or the other
     factor is a constant."""
     factors = factors_of(node)
-    computed = all(isinstance(f, fx.Node) and f.op != "get_attr" for f in factors)
+    computed = all(isinstance(f, fx.Node) and not _is_filled(f) for f in factors)
     if len(factors) != 2 or not computed or factors[0] is factors[1]:
         return []
     own = [self_gate(network, user) for user in node.users]

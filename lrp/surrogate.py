@@ -185,6 +185,7 @@ def build_surrogate(network: Network, composite: Composite) -> Surrogate:
     """
     import lrp.choices
     import lrp.operators
+    import lrp.placement
     import lrp.recurrent  # noqa: F401  (they fill the registry)
 
     network = decomposed(network)

@@ -52,8 +52,10 @@ def expand(node: Node, known: dict[str, Known], look: Look) -> list[Node] | None
     expansion = _EXPANSIONS.get((node.domain, node.op))
     if expansion is not None:
         return expansion(node, known, look)
-    if node.domain or find(node) is not None:
-        return None
+    return None if node.domain or find(node) is not None else _by_definition(node, known, look)
+
+
+def _by_definition(node: Node, known: dict[str, Known], look: Look) -> list[Node] | None:
     body = definition(node, look)
     return None if body is None else inlined(body, _place(node), node.inputs, node.outputs, {}, known)
 
@@ -116,6 +118,15 @@ def _place(node: Node) -> str:
 
 def _true(tensor: Tensor) -> bool:
     return bool(tensor.reshape(-1)[0])
+
+
+@expansion("Attention")
+def _attention(node: Node, known: dict[str, Known], look: Look) -> list[Node] | None:
+    """By its definition, where it is more than torch's scaled dot product."""
+    scores, lengths = node.outputs[3:4], node.inputs[6:7]
+    windows = [node.get(side, -1) for side in ("left_window_size", "right_window_size")]
+    more = node.get("softcap", 0.0) or any(scores) or any(lengths) or max(windows) >= 0
+    return _by_definition(node, known, look) if more else None
 
 
 @expansion("If")

@@ -3,6 +3,7 @@
 from models.formats.onnx.operators import (
     activation,
     arithmetic,
+    attention,
     constant,
     convolution,
     counting,
@@ -11,14 +12,17 @@ from models.formats.onnx.operators import (
     normalization,
     numbers,
     pooling,
+    recurrent,
     reduction,
     resize,
+    sampling,
     shape,
 )
 
 __all__ = [
     "activation",
     "arithmetic",
+    "attention",
     "constant",
     "convolution",
     "counting",
@@ -27,7 +31,9 @@ __all__ = [
     "normalization",
     "numbers",
     "pooling",
+    "recurrent",
     "reduction",
     "resize",
+    "sampling",
     "shape",
 ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.formats.onnx.operators.padding import pad, window
 from models.formats.onnx.registry import Node, operator
+from models.formats.onnx.values import Value, allocation, ints
 
-_CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d,
     2: F.conv_transpose2d,
@@ -25,7 +28,7 @@ def conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     padding = w.begin
     if not w.symmetric:
         x, padding = pad(x, w.begin, w.end), (0,) * len(w.kernel)
-    run = _CONV[len(w.kernel)]
+    run = CONV[len(w.kernel)]
     return run(
         x, weight, bias, stride=w.stride, padding=padding, dilation=w.dilation, groups=node.get("group", 1)
     )
@@ -60,3 +63,32 @@ def conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = 
         dilation=w.dilation,
     )
     return y if begin == end == inside else pad(y, [-b for b in begin], [-e for e in end])
+
+
+@operator("Col2Im", since=18, static=(1, 2))
+def col2im(node: Node, x: Tensor, image: Value, block: Value) -> Tensor:
+    """Overlapping blocks [batch, channels * block, blocks] summed into an image."""
+    sizes, kernel = ints(image, "The image of Col2Im"), ints(block, "The block of Col2Im")
+    allocation([x.shape[1], *sizes], node.layer)
+    w = window(node, kernel, sizes)
+    if len(sizes) == 2 and w.symmetric:
+        return F.fold(x, tuple(sizes), w.kernel, w.dilation, w.begin, w.stride)
+    # Each entry of a block is a channel of its own, which a transposed convolution with a one puts into its place.
+    area = math.prod(kernel)
+    channels = x.shape[1] // area
+    full = [n + b + e for n, b, e in zip(sizes, w.begin, w.end, strict=True)]
+    counts = [(n - e) // s + 1 for n, e, s in zip(full, w.extent, w.stride, strict=True)]
+    extra = [n - (c - 1) * s - e for n, c, s, e in zip(full, counts, w.stride, w.extent, strict=True)]
+    ones = (
+        torch.eye(area, dtype=x.dtype, device=x.device)
+        .reshape(area, 1, *kernel)
+        .repeat(channels, 1, *[1] * len(kernel))
+    )
+    y = _CONV_TRANSPOSE[len(kernel)](
+        x.reshape(x.shape[0], channels * area, *counts),
+        ones,
+        stride=w.stride,
+        groups=channels,
+        dilation=w.dilation,
+    )
+    return pad(y, [-b for b in w.begin], [o - e for o, e in zip(extra, w.end, strict=True)])

@@ -152,7 +152,7 @@ def is_right(row: dict[str, Any]) -> bool:
 def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """networks: all that were tried; explained: those with every unit accounted for and nothing exploded."""
     by_peers = {
-        peer.name: _summary([row["peers"][peer.name] for row in rows if peer.name in row.get("peers", {})])
+        peer.name: _of_finite([row["peers"][peer.name] for row in rows if peer.name in row.get("peers", {})])
         for peer in PEERS
     }
     return {
@@ -162,6 +162,13 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "beyond_goals": [row["network"] for row in rows if "error" not in row and not is_right(row)],
         "peers": {name: found for name, found in by_peers.items() if found["answered"]},
     }
+
+
+def _of_finite(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The summary of the answers that are numbers, and how many are not."""
+    lost = [row for row in rows if "error" not in row and not row["finite"]]
+    found = _summary([row for row in rows if row not in lost])
+    return {**found, "answered": found["answered"] + len(lost), "not_finite": len(lost)}
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -228,7 +235,8 @@ def _of_peer(name: str, found: dict[str, Any], networks: int) -> str:
     return (
         f"{name}: answers on {found['answered']} of {networks}, with the ledger closed on {found['explained']}; "
         f"a value above {RELEVANCE_GOAL:g} times the score on {found['exploded']}, the largest "
-        f"{_g(found['worst_relevance_over_score'])}; median time {_g(found['median_time_over_gradient'])} gradients."
+        f"{_g(found['worst_relevance_over_score'])}; no finite numbers on {found['not_finite']}; "
+        f"median time {_g(found['median_time_over_gradient'])} gradients."
     )
 
 

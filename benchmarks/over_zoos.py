@@ -9,9 +9,11 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 from benchmarks.networks import TIMM_LIST, Architecture, architectures
 
 Row = dict[str, Any]
+CHUNK = 4  # networks that share a process
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -66,10 +69,37 @@ def measured(
     if jobs == 1:
         yield from (row for row in map(work, every) if row is not None)
         return
+    source = iter(every)
+    chunks = iter(lambda: list(islice(source, CHUNK)), [])
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        for rows in pool.map(partial(_in_a_process, work, threads), chunks):
+            yield from (row for row in rows if row is not None)
+
+
+def _in_a_process(
+    work: Callable[[Architecture], Row | None], threads: int, chunk: Sequence[Architecture]
+) -> list[Row | None]:
+    """The rows of a few networks, from a process of its own: what networks leave in memory goes with it, and one that
+    dies of a network costs that network's row alone."""
+    rows: list[Row | None] = []
+    left = list(chunk)
+    while left:
+        with _process(threads) as pool:
+            try:
+                while left:
+                    rows.append(pool.submit(work, left[0]).result())
+                    left.pop(0)
+            except BrokenProcessPool:
+                rows.append(
+                    {"network": left.pop(0).name, "error": "the process died, as of too little memory"}
+                )
+    return rows
+
+
+def _process(threads: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")  # forked children of a process with threads may hang
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,), max_tasks_per_child=8) as pool:
-        yield from (row for row in pool.map(work, every) if row is not None)
+    return ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,))
 
 
 def _unless_late(

@@ -126,6 +126,10 @@ def test_other_libraries_have_the_same_columns(row: dict[str, Any]) -> None:
     assert (summary["peers"]["zennit"]["answered"], summary["peers"]["zennit"]["explained"]) == (1, 1)
     assert (summary["peers"]["captum"]["answered"], summary["peers"]["captum"]["explained"]) == (2, 0)
     assert summary["peers"]["captum"]["exploded"] == 2
+    lost = {**row, "peers": {"zennit": {**zennit, "finite": False, "ledger_error": float("nan")}}}
+    found = summarize([row, lost])["peers"]["zennit"]
+    assert (found["answered"], found["explained"], found["not_finite"]) == (2, 1, 1)
+    assert found["worst_ledger_error"] == zennit["ledger_error"]
     text = markdown({"summary": summary, "rows": [row, failed]})
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -22,6 +23,18 @@ def named(architecture: Architecture) -> dict[str, Any]:
 def test_rows_come_in_the_order_of_the_networks(jobs: int) -> None:
     rows = measured(named, EVERY, jobs, end=float("inf"))
     assert [row["network"] for row in rows] == [architecture.name for architecture in EVERY]
+
+
+def dies(architecture: Architecture) -> dict[str, Any]:
+    if architecture == EVERY[1]:
+        os._exit(9)
+    return {"network": architecture.name}
+
+
+def test_a_process_that_dies_costs_one_row() -> None:
+    rows = list(measured(dies, EVERY, 2, end=float("inf")))
+    assert [row["network"] for row in rows] == [architecture.name for architecture in EVERY]
+    assert ["error" in row for row in rows] == [False, True, False, False, False]
 
 
 def test_none_is_begun_after_the_end() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from fusion.errors import BadLayer
 from fusion.network import Network, is_size_arithmetic, op_name, reads_values
 from lrp.graft import Place, Recorder, graft, passed, per_sample, received, sink
+from lrp.grids import Grid, Grids
 from lrp.surrogate import Surrogate
 
 # Channels of a layer by index, or a mask that broadcasts against the layer's output [N, ...].
@@ -26,12 +27,19 @@ class InnerRelevance:
 
     values: [N, ...] in the layout of the layer (parts of a sample, such as windows, in an axis of their own behind the
     samples), or [N, T, ...] with several targets per image. axis: the channels' in it. Behind `through`, what passed.
+    of: the layer itself.
     """
 
     layer: str
     values: Tensor
     axis: int
     several: bool = False
+    of: InnerLayer | None = field(default=None, repr=False)
+
+    @property
+    def grid(self) -> Grid | None:
+        """Where in the image the values of a sample stand, None where the network's graph does not tell."""
+        return None if self.of is None else self.of.grid
 
     @property
     def by_channel(self) -> Tensor:
@@ -43,6 +51,25 @@ class InnerRelevance:
     def map(self) -> Tensor:
         """The relevance of every place, summed over the channels: [N, H, W] for a convolution."""
         return self.values.sum(self.axis)
+
+    def on_image(self) -> Tensor:
+        """The relevance of every part of the image, [N, H, W] or [N, T, H, W] with the rows and columns of the layer's
+        grid: of tokens and windows too, each where it stands. Raises BadLayer where that is not known."""
+        return self._sums()[0]
+
+    def outside(self) -> Tensor:
+        """The relevance of what stands for no part of the image, as class tokens do: [N] or [N, T]. Raises BadLayer."""
+        return self._sums()[1]
+
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        grid = self.grid
+        if grid is None:
+            first = 2 if self.several else 1
+            raise BadLayer(
+                f"The places of '{self.layer}' are no rows and columns of the image (a sample's relevance there has "
+                f"shape {list(self.values.shape[first:])}). Ask for its channels, or for another layer."
+            )
+        return grid.sums(self.values, 2 if self.several else 1)
 
     def top(self, count: int = 10) -> tuple[Tensor, Tensor]:
         """(channels, their relevance), each [N, count] or [N, T, count]: the channels that speak most for the target,
@@ -56,7 +83,7 @@ class InnerLayer:
     """A place inside a network where relevance can be read and directed.
 
     name: as asked for. node: the network's node. op: its operator. axis: its channels' axis in the output. example:
-    the output's shape for two samples. place: where the samples are in it.
+    the output's shape for two samples. place: where the samples are in it. grids: those of the network's layers.
     """
 
     name: str
@@ -65,6 +92,13 @@ class InnerLayer:
     axis: int
     example: tuple[int, ...]
     place: Place
+    grids: Grids = field(repr=False, compare=False)
+
+    @property
+    def grid(self) -> Grid | None:
+        """Where in the image the output's values stand, None where the network's graph does not tell. The first call
+        for a network reads the whole graph, which may take seconds."""
+        return self.grids.of(self.node)
 
     def size(self, samples: int) -> torch.Size:
         """The shape of the layer's output for so many samples."""
@@ -130,8 +164,8 @@ class InnerLayer:
             self.by_sample(like.new_zeros(self.size(len(like))) if t is None else t) for t in by_target
         ]
         if several:
-            return InnerRelevance(self.name, torch.stack(tensors, 1), channels + 1, True)
-        return InnerRelevance(self.name, tensors[0], channels)
+            return InnerRelevance(self.name, torch.stack(tensors, 1), channels + 1, True, self)
+        return InnerRelevance(self.name, tensors[0], channels, False, self)
 
 
 def samples_first(t: Tensor, axis: int, outer: int, parts: int) -> Tensor:
@@ -182,6 +216,7 @@ def inner_layers(network: Network, surrogate: Surrogate) -> dict[str, InnerLayer
     nodes = [
         n for n in network.calls() if n.name in surrogate.nodes and surrogate.nodes[n.name][0] in open_to
     ]
+    grids = Grids(network)
     last = {n.meta.get("layer"): n for n in nodes}
     calls: Counter[str] = Counter()
     found = {}
@@ -198,6 +233,7 @@ def inner_layers(network: Network, surrogate: Surrogate) -> dict[str, InnerLayer
             _channel_axis(node),
             node.meta["example"],
             surrogate.nodes[node.name][1],
+            grids,
         )
     return found
 

@@ -35,6 +35,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument(
         "--jobs", type=int, default=1, help="processes at once, which share the cores' threads"
     )
+    found.add_argument(
+        "--resume", action="store_true", help="keep the rows that the JSON file has, without errors"
+    )
     found.add_argument("--seconds", type=float, default=float("inf"), help="begin no network after this long")
     return found
 
@@ -49,15 +52,27 @@ def run(
     """Measure every architecture that the arguments name and write what they ask for. hidden: the keys of a row that
     are too long to print."""
     end = time.monotonic() + arguments.seconds
-    rows: list[Row] = []
-    for row in measured(measure, architectures(arguments.timm, arguments.only), arguments.jobs, end):
-        rows.append(row)
-        print(json.dumps({key: value for key, value in rows[-1].items() if key not in hidden}), flush=True)
+    every = list(architectures(arguments.timm, arguments.only))
+    rows = kept(arguments.json, every) if arguments.resume else []
+    known = {row["network"] for row in rows}
+    order = {architecture.name: i for i, architecture in enumerate(every)}
+    for row in measured(measure, [a for a in every if a.name not in known], arguments.jobs, end):
+        rows = sorted([*rows, row], key=lambda r: order[r["network"]])
+        print(json.dumps({key: value for key, value in row.items() if key not in hidden}), flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps({"summary": summarize(rows), "rows": rows}, indent=1))
     if arguments.markdown:
         arguments.markdown.write_text(markdown({"summary": summarize(rows), "rows": rows}))
     print(json.dumps(summarize(rows)))
+
+
+def kept(file: Path | None, every: Sequence[Architecture]) -> list[Row]:
+    """The rows of an earlier run that need not be measured again."""
+    if file is None or not file.is_file():
+        return []
+    names = {architecture.name for architecture in every}
+    rows: list[Row] = json.loads(file.read_text())["rows"]
+    return [row for row in rows if row["network"] in names and "error" not in row]
 
 
 def measured(

@@ -118,12 +118,12 @@ def hybrid(gamma: float = 0.25) -> Composite:
 
 def smooth_convolutional() -> Composite:
     """EpsilonPlusFlat, z+ and sums stabilized."""
-    return replace(steadied(epsilon_plus_flat(), 1e-2), convolution=ZPlus(epsilon=1e-2, relative=True))
+    return convolutional(1e-2)
 
 
-def convolutional() -> Composite:
-    """EpsilonPlusFlat, sums stabilized; behind ReLU no output has more against it than for it."""
-    return steadied(epsilon_plus_flat(), 2e-3)
+def convolutional(share: float = 2e-3) -> Composite:
+    """EpsilonPlusFlat, z+ stabilized, and sums by this share; ReLU networks have hardly any that need it."""
+    return replace(steadied(epsilon_plus_flat(), share), convolution=ZPlus(epsilon=1e-2, relative=True))
 
 
 def steadied(composite: Composite, share: float) -> Composite:

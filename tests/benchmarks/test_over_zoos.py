@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.networks import Architecture
-from benchmarks.over_zoos import measured, worst
+from benchmarks.over_zoos import kept, measured, worst
 
 EVERY = [Architecture(f"zoo:{i}", (3, 8, 8)) for i in range(5)]
 
@@ -46,3 +48,12 @@ def test_the_worst_figure_is_the_largest_or_no_number() -> None:
     assert worst([1.0, 3.0, 2.0]) == 3.0
     assert str(worst([1.0, float("nan"), 2.0])) == "nan"
     assert worst([]) is None
+
+
+def test_a_resumed_run_keeps_the_rows_that_have_no_error(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    rows = [{"network": "zoo:1"}, {"network": "zoo:2", "error": "no"}, {"network": "zoo:99"}]
+    file.write_text(json.dumps({"rows": rows}))
+    assert kept(file, EVERY) == [{"network": "zoo:1"}]
+    assert kept(tmp_path / "none.json", EVERY) == []
+    assert kept(None, EVERY) == []

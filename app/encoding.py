@@ -68,13 +68,15 @@ def as_npy(answer: Answer, look: Look) -> bytes:
 
 
 def as_npz(answer: Answer, look: Look) -> bytes:
-    """Everything: `relevance`, `image` (as the network saw it), `summary` (the bytes of the JSON), and `inner`, the
-    relevance at the layer that was asked for."""
+    """Everything: `relevance`, `image` (as the network saw it), `summary` (the bytes of the JSON), and of the layer
+    that was asked for its relevance, `inner`, and `inner_map`, by rows and columns of the image where it has any."""
     buffer = io.BytesIO()
     summary = np.frombuffer(as_json(answer, look), dtype=np.uint8)
     arrays: dict[str, Any] = {"relevance": answer.relevance, "image": answer.image, "summary": summary}
     if answer.inner is not None:
         arrays["inner"] = answer.inner.values
+        if answer.inner.on_image is not None:
+            arrays["inner_map"] = answer.inner.on_image
     np.savez(buffer, **arrays)
     return buffer.getvalue()
 

@@ -192,6 +192,13 @@ class InnerSummary(BaseModel):
     axis: int = Field(description="The channels' in it")
     channels: int
     sum: float
+    grid: tuple[int, int] | None = Field(
+        description="Rows and columns of the image that its places stand for, windows and tokens too; null where there "
+        "are none"
+    )
+    outside: float | None = Field(
+        description="The sum over what stands for no part of the image, as class tokens do"
+    )
     top: list[ChannelRelevance] = Field(description="The channels that speak most for the target, best first")
 
 

@@ -186,6 +186,11 @@ def _tell(answer: "Answer", path: Path) -> None:
             f"At          {inner['layer']}, {inner['channels']} channels, relevance {inner['sum']:.4g}",
             highlight=False,
         )
+        if inner["outside"]:
+            console.out.print(
+                f"  of it {inner['outside']:.4g} at tokens that stand for no part of the image",
+                highlight=False,
+            )
         for entry in inner["top"]:
             console.out.print(f"  channel {entry['channel']:<6}{entry['relevance']:>12.4g}", highlight=False)
     console.out.print(f"Heatmap     {path}", highlight=False, soft_wrap=True)

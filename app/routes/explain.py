@@ -47,7 +47,9 @@ class Options(BaseModel):
     opacity: float = Field(0.6, ge=0, le=1, description="Of the heatmap over the image")
     clip: float = Field(99.5, gt=0, le=100, description="Percentile of |relevance| that gets the full colour")
     gain: float = Field(1.0, gt=0, le=1000, description="Factor on the colours' strength")
-    pool: bool = Field(False, description="NPY with the channels summed, [H, W]")
+    pool: bool = Field(
+        False, description="NPY with the channels summed, [H, W]; of a layer its rows and columns"
+    )
     against: str | None = Field(
         None,
         description="Class index or label: why the target rather than this class (the difference of their scores is "

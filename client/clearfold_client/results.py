@@ -124,12 +124,16 @@ class Method:
 @dataclass(frozen=True, eq=False)
 class Inner:
     """The relevance at a layer. `values` are in the layer's layout, `axis` is the channels' in it; `top` has the
-    channels that speak most for the target, with their relevance."""
+    channels that speak most for the target, with their relevance. `on_image` is the relevance by rows and columns of
+    the image that the values stand for, tokens and windows each where it belongs; `outside` is the sum over what stands
+    for no part of it, as class tokens do. Both are None where the layer has no such rows and columns."""
 
     layer: str
     values: NDArray[np.float32]
     axis: int
     top: tuple[tuple[int, float], ...]
+    on_image: NDArray[np.float32] | None = None
+    outside: float | None = None
 
     @property
     def by_channel(self) -> NDArray[np.float32]:
@@ -180,7 +184,7 @@ class Explanation:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             relevance, seen = arrays["relevance"], arrays["image"]
             summary = json.loads(arrays["summary"].tobytes())
-            values = arrays.get("inner")
+            values, on_image = arrays.get("inner"), arrays.get("inner_map")
         return cls(
             relevance=relevance,
             seen=seen,
@@ -192,7 +196,7 @@ class Explanation:
             ledger=summary["ledger"],
             timings=summary["timings"],
             against=_against(summary.get("against")),
-            inner=None if values is None else _inner(values, summary["inner"]),
+            inner=None if values is None else _inner(values, on_image, summary["inner"]),
             picked=summary.get("picked"),
             reason=summary.get("reason"),
             balanced=summary.get("balanced"),
@@ -229,6 +233,13 @@ def _against(compared: Any) -> str | int | None:
     return str(compared["label"]) if compared["label"] is not None else int(compared["index"])
 
 
-def _inner(values: NDArray[np.float32], said: dict[str, Any]) -> Inner:
+def _inner(values: NDArray[np.float32], on_image: NDArray[np.float32] | None, said: dict[str, Any]) -> Inner:
     top = tuple((int(entry["channel"]), float(entry["relevance"])) for entry in said["top"])
-    return Inner(layer=str(said["layer"]), values=values, axis=int(said["axis"]), top=top)
+    return Inner(
+        layer=str(said["layer"]),
+        values=values,
+        axis=int(said["axis"]),
+        top=top,
+        on_image=on_image,
+        outside=said.get("outside"),
+    )

@@ -8,11 +8,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import timm.models.vision_transformer
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.main import create_app
 from app.settings import Settings
+from fusion.tracing import TRACING
 from tests.support.served import encoded, picture
 
 NPY, NPZ, JSON = "application/x-npy", "application/x-npz", "application/json"
@@ -40,6 +43,29 @@ def layer(api: TestClient) -> dict:
 
 def ask(api: TestClient, image: bytes, accept: str, **query: object) -> httpx.Response:
     return api.post("/v1/explain", params=query, content=image, headers={"Accept": accept})
+
+
+@pytest.fixture(scope="module")
+def vit(api: TestClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The id of a network of 3 x 4 patches and 3 other tokens."""
+    torch.manual_seed(0)
+    module = timm.models.vision_transformer.VisionTransformer(
+        img_size=(24, 32), patch_size=8, num_classes=5, embed_dim=12, depth=2, num_heads=2, reg_tokens=2
+    )
+    path = tmp_path_factory.mktemp("vit") / "vit.pt2"
+    with TRACING:
+        program = torch.export.export(
+            module.eval(), (torch.randn(2, 3, 24, 32),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
+        torch.export.save(program, path)
+    answer = api.post(
+        "/v1/models?filename=vit.pt2",
+        content=path.read_bytes(),
+        headers={"Content-Type": "application/octet-stream"},
+    )
+    assert answer.status_code == 201, answer.text
+    yield answer.json()["id"]
+    api.delete(f"/v1/models/{answer.json()['id']}")
 
 
 class TestLayers:
@@ -78,6 +104,7 @@ class TestAt:
         assert [entry["channel"] for entry in inner["top"]] == best.tolist()
         np.testing.assert_allclose([e["relevance"] for e in inner["top"]], by_channel[best], rtol=1e-4)
         assert inner["sum"] == pytest.approx(values.sum(), rel=1e-4)
+        assert (inner["grid"], inner["outside"]) == (list(pooled.shape), 0)
         drawn = Image.open(io.BytesIO(ask(api, image, "image/png", layer=layer["name"]).content))
         assert drawn.size == (SIDE, SIDE)
         assert drawn.text["Layer"] == layer["name"]  # type: ignore[attr-defined]
@@ -103,6 +130,47 @@ class TestAt:
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/bad-layer")
         assert "layer99" in answer.json()["detail"]
         assert "Among the layers" in answer.json()["detail"]
+
+
+class TestTokens:
+    def test_the_map_of_tokens(self, api: TestClient, image: bytes, vit: str) -> None:
+        layers = api.get(f"/v1/models/{vit}/layers").json()["layers"]
+        layer = next(e for e in layers if e["shape"] == [None, 15, 12] and e["op"] == "linear")["name"]
+
+        def found(accept: str, **query: object) -> httpx.Response:
+            answer = api.post(
+                f"/v1/models/{vit}/explain",
+                params={"layer": layer, **query},
+                content=image,
+                headers={"Accept": accept},
+            )
+            assert answer.status_code == 200, answer.text
+            return answer
+
+        inner = found(JSON).json()["inner"]
+        values = np.load(io.BytesIO(found(NPY).content))
+        assert values.shape == (15, 12)
+        assert inner["grid"] == [3, 4]
+        assert inner["outside"] == pytest.approx(values[:3].sum(), rel=1e-4, abs=1e-6)
+        want = values[3:].sum(1).reshape(3, 4)
+        pooled = np.load(io.BytesIO(found(NPY, pool="true").content))
+        np.testing.assert_allclose(pooled, want, rtol=1e-4, atol=1e-7)
+        with np.load(io.BytesIO(found(NPZ).content)) as arrays:
+            np.testing.assert_array_equal(arrays["inner_map"], pooled)
+        drawn = Image.open(io.BytesIO(found("image/png").content))
+        assert drawn.size == (32, 24)
+        pixels = np.asarray(drawn)
+        np.testing.assert_array_equal(pixels, np.kron(pixels[::8, ::8], np.ones((8, 8, 1))))
+        assert (pixels[::8, ::8].std((0, 1)) > 0).any()
+
+    def test_a_layer_of_one_place_alone_has_none(self, api: TestClient, image: bytes, vit: str) -> None:
+        answer = api.post(
+            f"/v1/models/{vit}/explain", params={"layer": "head"}, content=image, headers={"Accept": NPZ}
+        )
+        with np.load(io.BytesIO(answer.content)) as arrays:
+            assert "inner_map" not in arrays
+            inner = json.loads(arrays["summary"].tobytes())["inner"]
+        assert (inner["grid"], inner["outside"]) == (None, None)
 
 
 class TestThrough:

@@ -138,11 +138,18 @@ class TestInside:
         assert (inner.layer, inner.values.shape) == (layer.name, layer.shape[1:])
         assert inner.by_channel.shape == (layer.channels,)
         assert inner.map.shape == layer.shape[2:]
+        assert inner.on_image is not None
+        np.testing.assert_allclose(inner.on_image, inner.map, rtol=1e-4, atol=1e-6)
+        assert inner.outside == 0
         channels, amounts = zip(*inner.top, strict=True)
         assert list(channels) == np.argsort(-inner.by_channel)[:4].tolist()
         np.testing.assert_allclose(amounts, inner.by_channel[list(channels)], rtol=1e-4)
         assert np.array_equal(explanation.relevance, client.explain(picture()).relevance)
         assert client.explain(picture()).inner is None
+        head = next(e.name for e in client.layers("builtin") if len(e.shape) == 2)
+        flat = client.explain(picture(), layer=head).inner
+        assert flat is not None
+        assert (flat.on_image, flat.outside) == (None, None)
 
     def test_relevance_through_channels(self, client: Client) -> None:
         layer = [layer for layer in client.layers("builtin") if layer.op == "conv2d"][-1]

@@ -2,7 +2,7 @@
 
 The gradient of a choice is its rule (the winner takes all), and so is the gradient of a norm, which is homogeneous of
 degree one. What is filled in from outside the image keeps the relevance that it receives, and so does a number that is
-computed from the image without being a contribution to it: the inverse of a value, a rounded value, an index.
+computed from the image without being a contribution to it: the inverse of a value, how often it fits, an index.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _filled(builder: Builder, node: fx.Node) -> fx.Node:
     return builder.graft(node, value, [carrier], [None])
 
 
-@operator_rule("reciprocal", "rsqrt", "floor", "ceil", "round", "trunc", "sign", "one_hot")
+@operator_rule("reciprocal", "rsqrt", "floor", "ceil", "trunc", "sign", "one_hot")
 def stop(builder: Builder, node: fx.Node) -> fx.Node:
     """A statistic or a code, no contribution: it keeps what it receives."""
     value = builder.copied(node, lambda n: _numbers(builder, n))

@@ -142,7 +142,7 @@ def _norm(builder: Builder, node: fx.Node, value: fx.Node) -> fx.Node:
 @operator_rule(
     "relu6", "hardtanh", "sigmoid", "hardsigmoid", "tanh", "gelu", "silu", "hardswish", "mish", "elu", "celu", "selu",
     "softplus", "softsign", "softshrink", "hardshrink", "threshold", "clamp", "clamp_min", "clamp_max", "erf", "exp",
-    "sqrt", "log", "sin", "cos",
+    "sqrt", "log", "sin", "cos", "round",
 )  # fmt: skip
 def _activation(builder: Builder, node: fx.Node) -> fx.Node:
     return _activated(builder, node, node.args[0])  # type: ignore[arg-type]

@@ -41,9 +41,7 @@ def _put(builder: Builder, node: fx.Node) -> fx.Node:
     return builder.copied(node, value)
 
 
-@operator_rule(
-    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "sort", "topk", "col2im"
-)
-def _chosen_or_summed(builder: Builder, node: fx.Node) -> fx.Node:
-    """The gradient is the rule: each value comes from one place, or is a sum of values."""
+@operator_rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "sort")
+def _chosen(builder: Builder, node: fx.Node) -> fx.Node:
+    """The gradient is the rule: each value comes from one place."""
     return builder.copied(node)

@@ -24,7 +24,7 @@ _ALWAYS = {
 _PRESERVING = set(
     """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool2d mean sum amax amin reshape flatten permute transpose squeeze unsqueeze
-    expand slice select cat stack add mul div maximum minimum getitem split chunk unbind pixel_shuffle roll flip
+    expand slice select cat stack add mul div round maximum minimum getitem split chunk unbind pixel_shuffle roll flip
     index_select upsample_nearest2d upsample_bilinear2d to _to_copy prelu leaky_relu elu gelu silu hardswish
     dropout unflatten split_with_sizes""".split()
 )

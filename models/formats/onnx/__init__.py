@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.errors import BadFile, ClearfoldError
-from models.formats.onnx import images
+from models.formats.onnx import images, quantized
 from models.formats.onnx.file import OnnxFile, parse
 from models.formats.onnx.module import OnnxModule
 from models.formats.onnx.plan import make
@@ -68,6 +68,7 @@ def _notes(file: OnnxFile, batch: int | None) -> tuple[str, ...]:
     notes = [f"{kind} weights: computed in float32" for kind in file.widened]
     if batch is not None:
         notes.append(f"the file fixes the batch to {batch}: any batch size runs here")
+    notes += quantized.notes(file.nodes)
     if len(file.outputs) > 1:
         notes.append(f"of {len(file.outputs)} outputs, the first ('{file.outputs[0]}') is explained")
     return tuple(notes)

@@ -26,6 +26,8 @@ from models.formats.onnx.values import widened
 _OLDEST_OPSET = 7
 MOST_NODES = 50_000
 _STANDARD = ("", "ai.onnx")
+# What ONNX Runtime's optimizer leaves in a file.
+_FUSED = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -152,11 +154,12 @@ def _check_calls(proto: onnx.ModelProto, name: str) -> None:
         key: [_key(n) for n in _all_nodes(f.node)] for key, f in functions.items()
     }
     for node in (n for body in (proto.graph, *proto.functions) for n in _all_nodes(body.node)):
-        if node.domain not in _STANDARD and _key(node) not in functions:
+        if node.domain not in (*_STANDARD, *_FUSED) and _key(node) not in functions:
             raise UnsupportedOperator(
                 f"{node.domain}::{node.op_type}",
                 node.name,
-                "Only operators of the ONNX standard are read; export without custom ones.",
+                "Only operators of the ONNX standard and of ONNX Runtime's optimizer are read; "
+                "export without custom ones.",
             )
     try:
         order = list(

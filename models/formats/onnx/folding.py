@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import BadFile, ClearfoldError, UnsupportedOperator
-from models.formats.onnx import operators  # noqa: F401  (fills the registry)
+from models.formats.onnx import lowerings, operators  # noqa: F401  (they fill the registries)
 from models.formats.onnx.expansion import Worklist, expand, why_not
 from models.formats.onnx.file import OnnxFile
 from models.formats.onnx.names import with_path
@@ -65,7 +65,16 @@ def fold(nodes: Iterable[Node], known: dict[str, Known]) -> list[Node]:
 
 
 # Operators whose result is still the same weight, only arranged in another way.
-_ARRANGING = {"Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+_ARRANGING = {
+    "Identity",
+    "Transpose",
+    "Cast",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "DequantizeLinear",
+}
 
 
 def fold_one(node: Node, known: dict[str, Known]) -> None:

@@ -11,7 +11,7 @@ from models.formats.onnx.registry import Node
 
 # What exporters append to a layer's name to name its weights.
 _WEIGHT = re.compile(
-    r"[._/](weight|bias|w|b|w_0|b_0|kernel|gamma|beta|scale|running_mean|running_var|in_proj_weight)(:0)?$"
+    r"[._/](weight|bias|w|b|w_0|b_0|kernel|gamma|beta|scale|running_mean|running_var|in_proj_weight)(_quantized)?(:0)?$"
 )
 _WEIGHTED = {
     "Conv",

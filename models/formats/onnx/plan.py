@@ -23,6 +23,7 @@ from models.formats.onnx.expansion import Worklist, expand
 from models.formats.onnx.folding import as_array, explained, first_weight, fold, fold_one, operator_of
 from models.formats.onnx.names import with_path
 from models.formats.onnx.patterns import Known, live, simplify
+from models.formats.onnx.quantized import dequantized
 from models.formats.onnx.registry import Node, Operator, find_arithmetic
 from models.formats.onnx.steps import Argument, Constant, Static, Step, Variable
 from models.formats.onnx.values import as_tensor, is_symbolic, numbers
@@ -56,7 +57,8 @@ def make(
 ) -> Plan:
     """Plan the nodes for images of shape `sample`; `batch` is the batch size that the file fixes, or None."""
     known = {name: Known(tensor, name) for name, tensor in weights.items()}
-    rest = fold(live(nodes, [output]), known)
+    rest = dequantized(fold(live(nodes, [output]), known), known, [output])
+    rest = fold(rest, known)
     rest = [with_path(node, first_weight(node, known)) for node in simplify(rest, known, [output])]
     return _specialize(rest, known, image, sample, batch, output)
 

@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from fusion import capture
+from lrp import Explainer
 from models.formats.onnx import OnnxSource, read
 
 
@@ -59,3 +60,42 @@ def agrees(
             network = capture(source.module, (source.example,))
             assert relative(network(x).float(), got.float()) <= 1e-6
     return source
+
+
+def array(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return (np.random.default_rng(seed).standard_normal(shape) * 0.4).astype(np.float32)
+
+
+def ints(*values: int) -> np.ndarray[Any, Any]:
+    return np.array(values, dtype=np.int64)
+
+
+def classifier(
+    layers: Sequence[onnx.NodeProto],
+    weights: Mapping[str, np.ndarray[Any, Any]],
+    opset: int,
+    channels: int = 4,
+    domains: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """Of images [N, 3, 8, 8]: a convolution and a ReLU, the layers from `f` [N, 4, 8, 8] to `g` [N, channels, ...], the
+    mean over space, three classes."""
+    nodes = [
+        helper.make_node("Conv", ["x", "stem"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["f"]),
+        *layers,
+        helper.make_node("GlobalAveragePool", ["g"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["pooled"]),
+        helper.make_node("Gemm", ["pooled", "head"], ["y"]),
+    ]
+    own = {"stem": array(4, 3, 3, 3, seed=1), "head": array(channels, 3, seed=2)}
+    return build(nodes, ("N", 3, 8, 8), {**own, **weights}, opset, domains=domains)
+
+
+def explained(source: OnnxSource, tolerance: float = 1e-9) -> None:
+    """Every unit of relevance is at the input or accounted for (the explainer raises where it is not)."""
+    network = capture(source.module, (source.example,))
+    x = torch.randn(2, *source.example.shape[1:], generator=torch.Generator().manual_seed(1))
+    found = Explainer(network, composite="EpsilonPlus", device="cpu", dtype=torch.float64).explain(x)
+    assert found.ledger is not None
+    assert float(found.ledger.error.max()) <= tolerance
+    assert float(found.relevance.abs().max()) > 0

@@ -3,7 +3,7 @@ batch, and explained with every unit of relevance accounted for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +13,14 @@ import onnxruntime
 import pytest
 import torch
 from onnx import helper
-from onnx_files import agrees, build, relative
+from onnx_files import agrees, array, build, classifier, explained, ints, relative
 
 from fusion import capture
-from lrp import Explainer
 from models.formats.onnx import OnnxSource, read
 from models.formats.onnx.file import parse
 from models.formats.onnx.folding import evaluate
 
 Save = Callable[[onnx.ModelProto], Path]
-Weights = dict[str, np.ndarray[Any, Any]]
-IMAGE = ("N", 3, 8, 8)
-
-
-def array(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    return (np.random.default_rng(seed).standard_normal(shape) * 0.4).astype(np.float32)
-
-
-def ints(*values: int) -> np.ndarray[Any, Any]:
-    return np.array(values, dtype=np.int64)
-
-
-def classifier(
-    layers: Sequence[onnx.NodeProto], weights: Weights, opset: int, channels: int = 4
-) -> onnx.ModelProto:
-    """A convolution, the layers from `f` to `g` [N, C, ...], the mean over space, three classes."""
-    nodes = [
-        helper.make_node("Conv", ["x", "stem"], ["c"], pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c"], ["f"]),
-        *layers,
-        helper.make_node("GlobalAveragePool", ["g"], ["p"]),
-        helper.make_node("Flatten", ["p"], ["pooled"]),
-        helper.make_node("Gemm", ["pooled", "head"], ["y"]),
-    ]
-    own = {"stem": array(4, 3, 3, 3, seed=1), "head": array(channels, 3, seed=2)}
-    return build(nodes, IMAGE, {**own, **weights}, opset)
-
-
-def explained(source: OnnxSource) -> None:
-    """Every unit of relevance is at the input or accounted for (the explainer raises where it is not)."""
-    network = capture(source.module, (source.example,))
-    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    found = Explainer(network, composite="EpsilonPlus", device="cpu", dtype=torch.float64).explain(x)
-    assert found.ledger is not None
-    assert float(found.ledger.error.max()) <= 1e-9
-    assert float(found.relevance.abs().max()) > 0
 
 
 @pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])

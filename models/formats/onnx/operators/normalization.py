@@ -32,7 +32,7 @@ def instance_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -
     return F.instance_norm(x, weight=scale, bias=bias, eps=node.get("epsilon", 1e-5))
 
 
-@operator("LayerNormalization", since=17)
+@operator("LayerNormalization")
 def layer_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Any:
     """The mean and the inverse deviation are further outputs."""
     shape, eps = tuple(x.shape[node.get("axis", -1) :]), node.get("epsilon", 1e-5)
@@ -49,6 +49,7 @@ def layer_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor | Non
     return y, mean, torch.rsqrt(deviation + eps)
 
 
+@operator("SimplifiedLayerNormalization")
 @operator("RMSNormalization", since=23)
 def rms_normalization(node: Node, x: Tensor, scale: Tensor) -> Tensor:
     shape = tuple(x.shape[node.get("axis", -1) :])

@@ -1,0 +1,262 @@
+"""Operators that ONNX Runtime's optimizer fuses (domain com.microsoft), as those that they are fused from.
+
+Facts: ONNX Runtime's schemas of its contributed operators.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from models.formats.onnx.lowering import MICROSOFT, Writer, lowering
+
+_WINDOW = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+_ACTIVATION = ("activation", "activation_params")
+
+
+def activated(write: Writer, y: str, name: str, parameters: list[float]) -> str:
+    """y behind the activation that a node names, with its parameters in order."""
+    if name in ("", "Relu", "Sigmoid", "Tanh", "HardSwish", "Gelu"):
+        return write(name, y) if name else y
+    if name == "LeakyRelu":
+        return write(name, y, alpha=parameters[0])
+    if name == "Clip":
+        return write(name, y, *(write.constant(bound) for bound in parameters[:2]))
+    if name == "HardSigmoid":
+        return write(name, y, alpha=parameters[0], beta=parameters[1])
+    raise write.refused(f"with the activation {name}")
+
+
+def fused_conv(write: Writer, x: str, w: str, b: str, z: str) -> str:
+    """A convolution, plus a residual, behind an activation."""
+    y = write("Conv", x, w, b, **{name: write.get(name) for name in _WINDOW})
+    y = write("Add", y, z) if z else y
+    return activated(write, y, write.get("activation", ""), list(write.get("activation_params") or ()))
+
+
+@lowering("FusedConv", domain=MICROSOFT, attributes=(*_WINDOW, *_ACTIVATION))
+def conv(write: Writer, x: str, w: str, b: str = "", z: str = "") -> str:
+    return fused_conv(write, x, w, b, z)
+
+
+@lowering("NhwcFusedConv", domain=MICROSOFT, attributes=(*_WINDOW, *_ACTIVATION))
+def conv_channels_last(write: Writer, x: str, w: str, b: str = "", z: str = "") -> str:
+    """Images have their channels last, weights do not."""
+    first = [write("Transpose", t, perm=(0, 3, 1, 2)) if t else "" for t in (x, z)]
+    return write("Transpose", fused_conv(write, first[0], w, b, first[1]), perm=(0, 2, 3, 1))
+
+
+@lowering(
+    "FusedGemm",
+    domain=MICROSOFT,
+    attributes=(
+        "alpha", "beta", "transA", "transB", "activation", "activation_alpha", "activation_beta", "activation_gamma",
+    ),
+)  # fmt: skip
+def gemm(write: Writer, a: str, b: str, c: str = "") -> str:
+    y = write("Gemm", a, b, c, **{name: write.get(name) for name in ("alpha", "beta", "transA", "transB")})
+    parameters = [write.get(name) for name in ("activation_alpha", "activation_beta")]
+    return activated(write, y, write.get("activation", ""), [p for p in parameters if p is not None])
+
+
+@lowering(
+    "FusedMatMul", domain=MICROSOFT, attributes=("alpha", "transA", "transB", "transBatchA", "transBatchB")
+)
+@lowering("TransposeMatMul", domain=MICROSOFT, attributes=("alpha", "transA", "transB"))
+def matmul(write: Writer, a: str, b: str) -> str | None:
+    if write.get("transBatchA", 0) or write.get("transBatchB", 0):
+        raise write.refused("with transposed batches")
+    factors = []
+    for name, flag in ((a, "transA"), (b, "transB")):
+        rank = write.rank(name)
+        if write.get(flag, 0) and rank is None:
+            return None
+        if write.get(flag, 0) and rank is not None and rank > 1:
+            order = (*range(rank - 2), rank - 1, rank - 2)
+            name = write("Transpose", name, perm=order)
+        factors.append(name)
+    alpha = write.get("alpha", 1.0)
+    if alpha != 1 and b in write.known:  # into the weight, which then is a layer's
+        factors[1], alpha = write("Mul", factors[1], write.constant(alpha)), 1.0
+    y = write("MatMul", *factors)
+    return y if alpha == 1 else write("Mul", y, write.constant(alpha))
+
+
+@lowering("BiasGelu", domain=MICROSOFT)
+def bias_gelu(write: Writer, x: str, bias: str) -> str:
+    return write("Gelu", write("Add", x, bias))
+
+
+@lowering("Gelu", domain=MICROSOFT)
+def gelu(write: Writer, x: str) -> str:
+    return write("Gelu", x)
+
+
+@lowering("FastGelu", domain=MICROSOFT)
+def fast_gelu(write: Writer, x: str, bias: str = "") -> str:
+    return write("Gelu", write("Add", x, bias) if bias else x, approximate="tanh")
+
+
+@lowering("QuickGelu", domain=MICROSOFT, attributes=("alpha",))
+def quick_gelu(write: Writer, x: str) -> str:
+    return write("Swish", x, alpha=write.get("alpha", 1.702))
+
+
+@lowering("BiasSplitGelu", domain=MICROSOFT)
+def bias_split_gelu(write: Writer, x: str, bias: str) -> str:
+    signal, gate = write.several("Split", write("Add", x, bias), count=2, axis=-1, num_outputs=2)
+    return write("Mul", signal, write("Gelu", gate))
+
+
+@lowering("BiasAdd", domain=MICROSOFT)
+def bias_add(write: Writer, x: str, bias: str, skip: str) -> str:
+    return write("Add", write("Add", x, bias), skip)
+
+
+@lowering("BiasSoftmax", domain=MICROSOFT, attributes=("axis", "is_inner_broadcast"))
+def bias_softmax(write: Writer, x: str, bias: str) -> str:
+    """Softmax as before version 13, over all axes from `axis` on."""
+    return write("Softmax", write("Add", x, bias), opset=11, axis=write.get("axis", 1))
+
+
+@lowering("SkipLayerNormalization", domain=MICROSOFT, attributes=("epsilon",))
+def skip_layer_norm(
+    write: Writer, x: str, skip: str, gamma: str, beta: str = "", bias: str = ""
+) -> tuple[str, ...]:
+    """The norm of a residual sum; the sum is the fourth output."""
+    total = write("Add", x, skip)
+    total = write("Add", total, bias) if bias else total
+    names = write.several(
+        "LayerNormalization", total, gamma, beta, count=3, axis=-1, epsilon=write.get("epsilon", 1e-12)
+    )
+    return (*names, total)
+
+
+@lowering("SkipSimplifiedLayerNormalization", domain=MICROSOFT, attributes=("epsilon",))
+def skip_rms_norm(write: Writer, x: str, skip: str, gamma: str, bias: str = "") -> tuple[str, ...]:
+    total = write("Add", x, skip)
+    total = write("Add", total, bias) if bias else total
+    y = write("RMSNormalization", total, gamma, axis=-1, epsilon=write.get("epsilon", 1e-12))
+    return (y, "", "", total)
+
+
+_GROUP_NORM = ("activation", "channels_last", "epsilon", "groups")
+
+
+@lowering("GroupNorm", domain=MICROSOFT, attributes=_GROUP_NORM)
+def group_norm(write: Writer, x: str, gamma: str, beta: str) -> str:
+    """Channels are last unless told otherwise; the activation is SiLU."""
+    last = write.get("channels_last", 1)
+    y = write("Transpose", x, perm=(0, 3, 1, 2)) if last else x
+    y = write(
+        "GroupNormalization",
+        y,
+        gamma,
+        beta,
+        num_groups=write.get("groups"),
+        epsilon=write.get("epsilon", 1e-5),
+    )
+    y = write("Swish", y) if write.get("activation", 0) else y
+    return write("Transpose", y, perm=(0, 2, 3, 1)) if last else y
+
+
+@lowering("SkipGroupNorm", domain=MICROSOFT, attributes=_GROUP_NORM)
+def skip_group_norm(
+    write: Writer, x: str, gamma: str, beta: str, skip: str, bias: str = ""
+) -> tuple[str, str]:
+    total = write("Add", x, skip)
+    total = write("Add", total, bias) if bias else total
+    return group_norm(write, total, gamma, beta), total  # type: ignore[return-value]
+
+
+_MASKS = ("mask_filter_value",)
+
+
+@lowering(
+    "Attention",
+    domain=MICROSOFT,
+    attributes=(*_MASKS, "num_heads", "qkv_hidden_sizes", "scale", "unidirectional", "do_rotary"),
+)
+def attention(
+    write: Writer,
+    x: str,
+    w: str,
+    b: str = "",
+    mask: str = "",
+    past: str = "",
+    bias: str = "",
+    length: str = "",
+) -> tuple[str, ...]:
+    """Queries, keys and values by one matrix, then attention; `bias` is added to the weights' logits."""
+    if mask or past or length or write.get("do_rotary", 0):
+        raise write.refused("with a mask, a past or rotary positions")
+    y = write("MatMul", x, w)
+    y = write("Add", y, b) if b else y
+    sizes = list(write.get("qkv_hidden_sizes") or [write.weight(w).shape[1] // 3] * 3)
+    query, key, value = write.several("Split", y, write.constant(sizes, torch.int64), count=3, axis=-1)
+    return (_attended(write, query, key, value, bias),)
+
+
+@lowering(
+    "QAttention", domain=MICROSOFT, attributes=(*_MASKS, "num_heads", "scale", "unidirectional", "do_rotary")
+)
+def quantized_attention(
+    write: Writer,
+    x: str,
+    w: str,
+    b: str,
+    xs: str,
+    ws: str,
+    mask: str = "",
+    xz: str = "",
+    wz: str = "",
+    past: str = "",
+) -> tuple[str, ...]:
+    settings = {name: write.get(name) for name in ("num_heads", "scale", "unidirectional", "do_rotary")}
+    floats = (write("DequantizeLinear", x, xs, xz), write("DequantizeLinear", w, ws, wz, axis=1))
+    return (write("Attention", *floats, b, mask, past, domain=MICROSOFT, **settings),)
+
+
+@lowering(
+    "MultiHeadAttention", domain=MICROSOFT, attributes=(*_MASKS, "num_heads", "scale", "unidirectional")
+)
+def multi_head_attention(
+    write: Writer, query: str, key: str = "", value: str = "", b: str = "", *rest: str
+) -> tuple[str, ...] | None:
+    """Queries [N, L, heads * E] with keys and values in the same layout, or all three in one [N, L, heads, 3, E]; a
+    bias of all three is added first. Further inputs: a mask, a bias of the logits, a past."""
+    mask, bias, *past = (*rest, "", "")
+    if mask or any(past):
+        raise write.refused("with a mask or a past")
+    ranks = [write.rank(name) for name in (query, key) if name]
+    if None in ranks:
+        return None
+    if not key:
+        packed = write("Transpose", query, perm=(3, 0, 1, 2, 4))
+        split = write.several("Split", packed, count=3, axis=0, num_outputs=3)
+        flat = write.constant([0, 0, -1], torch.int64)
+        zero = write.constant([0], torch.int64)
+        query, key, value = (write("Reshape", write("Squeeze", part, zero), flat) for part in split)
+    elif ranks != [3, 3] or not value:
+        raise write.refused("with keys of another layout")
+    if b:
+        size = write.weight(b).shape[0] // 3
+        if write.look(query) is not None:
+            size = int(write.look(query).shape[2])
+        sizes = write.constant([size, size, write.weight(b).shape[0] - 2 * size], torch.int64)
+        parts = write.several("Split", b, sizes, count=3, axis=0)
+        query, key, value = (write("Add", t, p) for t, p in zip((query, key, value), parts, strict=True))
+    return (_attended(write, query, key, value, bias),)
+
+
+def _attended(write: Writer, query: str, key: str, value: str, bias: str) -> str:
+    heads = write.get("num_heads")
+    return write(
+        "Attention", query, key, value, bias,
+        q_num_heads=heads, kv_num_heads=heads, scale=write.get("scale"), is_causal=write.get("unidirectional", 0),
+    )  # fmt: skip
+
+
+@lowering("GridSample", domain=MICROSOFT, attributes=("align_corners", "mode", "padding_mode"))
+def grid_sample(write: Writer, x: str, grid: str) -> str:
+    names = ("align_corners", "mode", "padding_mode")
+    return write("GridSample", x, grid, opset=16, **{name: write.get(name) for name in names})

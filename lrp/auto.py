@@ -17,14 +17,19 @@ networks that have no such sums stay what they were (`benchmarks.precision`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import fx
 
 from fusion.linear import linear_layer
 from fusion.network import Network, is_size_arithmetic, op_name, value_dependent
-from lrp.composites import Composite, epsilon_plus_flat
-from lrp.rules import Flat, Gamma, ZPlus
+from lrp.composites import (
+    Composite,
+    epsilon_plus_flat_smooth,
+    epsilon_plus_flat_steady,
+    gamma_plus_flat,
+    gamma_vit,
+)
 
 AUTO = "auto"
 _SOFTMAX = {"softmax", "_softmax"}
@@ -104,33 +109,6 @@ def _attends(node: fx.Node) -> bool:
     return False
 
 
-def vision_transformer(gamma: float = 0.05, convolution_gamma: float = 100.0) -> Composite:
-    """Gamma everywhere: hardly any at linear layers, all but z+ at convolutions (Achtibat et al. 2024; Bakish et al.
-    2025)."""
-    return Composite("GammaViT", convolution=Gamma(convolution_gamma), linear=Gamma(gamma))
-
-
-def hybrid(gamma: float = 0.25) -> Composite:
-    """z+ at convolutions, gamma at linear layers, flat at the first layer; z+ and sums stabilized."""
-    base = Composite("GammaPlusFlat", convolution=ZPlus(), linear=Gamma(gamma), first=Flat())
-    return replace(steadied(base, 1e-2), convolution=ZPlus(epsilon=1e-2, relative=True))
-
-
-def smooth_convolutional() -> Composite:
-    """EpsilonPlusFlat, z+ and sums stabilized."""
-    return convolutional(1e-2)
-
-
-def convolutional(share: float = 2e-3) -> Composite:
-    """EpsilonPlusFlat, z+ stabilized, and sums by this share; ReLU networks have hardly any that need it."""
-    return replace(steadied(epsilon_plus_flat(), share), convolution=ZPlus(epsilon=1e-2, relative=True))
-
-
-def steadied(composite: Composite, share: float) -> Composite:
-    """The composite with residual sums and average pools stabilized by this share of their root mean square."""
-    return replace(composite, norm_epsilon=share, norm_relative=True)
-
-
 @dataclass(frozen=True)
 class Preference:
     """A kind of network: how to tell it, its composite, and the reason, with what was counted filled in."""
@@ -144,35 +122,35 @@ class Preference:
 PREFERENCES: tuple[Preference, ...] = (
     Preference(
         lambda a: a.attention > 0 and a.convolutions == 0,
-        vision_transformer,
+        gamma_vit,
         "a transformer ({attention} attention layers, no convolution but the patch embedding): gamma at every layer, "
         "attention weights held constant",
     ),
     Preference(
         lambda a: a.attention > 0,
-        hybrid,
+        gamma_plus_flat,
         "a hybrid ({attention} attention layers, {convolutions} convolutions): z+ at convolutions, gamma at linear "
         "layers, which keeps relevance from growing layer by layer",
     ),
     Preference(
         lambda a: a.recurrent > 0,
-        hybrid,
+        gamma_plus_flat,
         "recurrent ({recurrent} LSTM layers, gates held constant): gamma at linear layers, z+ at convolutions",
     ),
     Preference(
         lambda a: a.convolutions == 0,
-        hybrid,
+        gamma_plus_flat,
         "linear layers that mix tokens ({linear}), without attention: gamma at linear layers, flat at the first",
     ),
     Preference(
         lambda a: bool(a.smooth) or a.gates > 0,
-        smooth_convolutional,
+        epsilon_plus_flat_smooth,
         "a convolutional network with {features}: z+ for inputs of any sign at convolutions, gates held constant; "
         "alpha-beta rules lose faithfulness there",
     ),
     Preference(
         lambda a: True,
-        convolutional,
+        epsilon_plus_flat_steady,
         "a convolutional network ({convolutions} convolutions, piecewise linear activations): z+ at convolutions, "
         "epsilon at linear layers, flat at the first",
     ),

@@ -226,6 +226,53 @@ def attn_lrp(
     )
 
 
+def epsilon_plus_flat_steady(
+    epsilon: float = 1e-6, stabilizer: float = 1e-2, norm_epsilon: float = 2e-3, bias: BiasMode = "absorb"
+) -> Composite:
+    """EpsilonPlusFlat with z+ (stabilizer) and sums (norm_epsilon) stabilized by shares of their spread."""
+    return replace(
+        epsilon_plus_flat(epsilon=epsilon, norm_epsilon=norm_epsilon, bias=bias),
+        name="EpsilonPlusFlatSteady",
+        convolution=ZPlus(epsilon=stabilizer, relative=True, bias=bias),
+        norm_relative=True,
+    )
+
+
+def epsilon_plus_flat_smooth(
+    epsilon: float = 1e-6, stabilizer: float = 1e-2, norm_epsilon: float = 1e-2, bias: BiasMode = "absorb"
+) -> Composite:
+    """EpsilonPlusFlatSteady for networks whose activations are no ReLUs, where more cancels."""
+    steady = epsilon_plus_flat_steady(epsilon, stabilizer, norm_epsilon, bias)
+    return replace(steady, name="EpsilonPlusFlatSmooth")
+
+
+def gamma_plus_flat(
+    epsilon: float = 1e-6,
+    gamma: float = 0.25,
+    stabilizer: float = 1e-2,
+    norm_epsilon: float = 1e-2,
+    bias: BiasMode = "absorb",
+) -> Composite:
+    """EpsilonPlusFlatSmooth with gamma at linear layers, which keeps relevance from growing layer by layer."""
+    return replace(
+        epsilon_plus_flat_smooth(epsilon, stabilizer, norm_epsilon, bias),
+        name="GammaPlusFlat",
+        linear=Gamma(gamma, epsilon=epsilon, bias=bias),
+    )
+
+
+def gamma_vit(
+    epsilon: float = 1e-6, gamma: float = 0.05, convolution_gamma: float = 100.0, bias: BiasMode = "absorb"
+) -> Composite:
+    """Gamma everywhere: hardly any at linear layers, all but z+ at convolutions (Achtibat et al. 2024; Bakish et al.
+    2025, arXiv:2506.02138)."""
+    return Composite(
+        "GammaViT",
+        convolution=Gamma(convolution_gamma, epsilon=epsilon, bias=bias),
+        linear=Gamma(gamma, epsilon=epsilon, bias=bias),
+    )
+
+
 COMPOSITES: dict[str, Callable[..., Composite]] = {
     "EpsilonPlus": epsilon_plus,
     "EpsilonPlusFlat": epsilon_plus_flat,
@@ -233,6 +280,10 @@ COMPOSITES: dict[str, Callable[..., Composite]] = {
     "EpsilonAlpha2Beta1": epsilon_alpha2_beta1,
     "EpsilonAlpha2Beta1Flat": epsilon_alpha2_beta1_flat,
     "AttnLRP": attn_lrp,
+    "EpsilonPlusFlatSteady": epsilon_plus_flat_steady,
+    "EpsilonPlusFlatSmooth": epsilon_plus_flat_smooth,
+    "GammaPlusFlat": gamma_plus_flat,
+    "GammaViT": gamma_vit,
 }
 DEFAULT = "EpsilonPlusFlat"
 

@@ -26,7 +26,6 @@ from benchmarks.architectures import (
     summarize,
 )
 from benchmarks.networks import Architecture
-from lrp.auto import convolutional
 
 SMALL = Architecture("torchvision:resnet18", (3, 64, 64))
 
@@ -51,11 +50,11 @@ def test_a_row_has_the_figures_of_the_explanation(row: dict[str, Any]) -> None:
     module = calibrate(SMALL.build(), SMALL)
     x = SMALL.example(2)
     found = lrp.Explainer(
-        fusion.capture(module, (x,)), composite=convolutional(), device="cpu", dtype=torch.float64
+        fusion.capture(module, (x,)), composite="EpsilonPlusFlatSteady", device="cpu", dtype=torch.float64
     ).explain(x)
     top = module(x).amax(1).tolist()
     assert row["score"] == pytest.approx(top, rel=1e-4)
-    assert row["composite"] == "EpsilonPlusFlat"
+    assert row["composite"] == "EpsilonPlusFlatSteady"
     assert "piecewise linear" in row["reason"]
     share = float((found.relevance.flatten(1).sum(1) / found.score).mean())
     assert row["input_share"] == pytest.approx(share, rel=1e-3)
@@ -106,7 +105,7 @@ def test_a_network_that_fails_costs_only_its_own_row(row: dict[str, Any]) -> Non
     assert summary["worst_ledger_error"] == 2 * LEDGER_GOAL
     assert summary["worst_relevance_over_score"] == 2 * RELEVANCE_GOAL
     text = markdown({"summary": summary, "rows": [row, failed]})
-    assert "| torchvision:resnet18 | EpsilonPlusFlat |" in text
+    assert "| torchvision:resnet18 | EpsilonPlusFlatSteady |" in text
     assert "## Refused" in text
 
 

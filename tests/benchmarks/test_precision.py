@@ -65,7 +65,7 @@ def test_the_summary_counts_what_is_beyond_a_goal(row: dict[str, Any]) -> None:
     assert summary["beyond_goals"] == ["rough"]
     assert summary["refused"] == ["torchvision:no_such_network"]
     text = markdown({"summary": summary, "rows": [row, rough, failed]})
-    assert "| rough | EpsilonPlusFlat |" in text
+    assert "| rough | EpsilonPlusFlatSteady |" in text
     assert "## Refused" in text
 
 

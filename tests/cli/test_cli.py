@@ -106,7 +106,7 @@ class TestExplain:
     def test_the_automatic_composite(self, run, image: Path, onnx_file: Path) -> None:
         asked = ["explain", image, "-m", onnx_file, "-c", "auto"]
         said = json.loads(run(*asked, "--json").out)
-        assert (said["composite"], said["picked"]) == ("auto", "EpsilonPlusFlat")
+        assert (said["composite"], said["picked"]) == ("auto", "EpsilonPlusFlatSteady")
         done = run(*asked)
         assert done.code == 0, done.err
         assert said["reason"] in done.out

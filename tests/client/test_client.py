@@ -111,11 +111,11 @@ class TestExplaining:
 
     def test_the_automatic_composite(self, client: Client) -> None:
         explanation = client.explain(picture(), composite="auto")
-        assert (explanation.composite, explanation.picked) == ("auto", "EpsilonPlusFlat")
+        assert (explanation.composite, explanation.picked) == ("auto", "EpsilonPlusFlatSteady")
         assert explanation.reason is not None
-        assert "EpsilonPlusFlat" in explanation.reason
-        named = client.explain(picture(), composite="EpsilonPlusFlat")
-        assert (named.picked, named.reason) == ("EpsilonPlusFlat", None)
+        assert "EpsilonPlusFlatSteady" in explanation.reason
+        named = client.explain(picture(), composite="EpsilonPlusFlatSteady")
+        assert (named.picked, named.reason) == ("EpsilonPlusFlatSteady", None)
         assert np.array_equal(explanation.relevance, named.relevance)
 
     def test_a_ledger_that_balances(self, client: Client) -> None:

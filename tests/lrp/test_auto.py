@@ -82,11 +82,16 @@ def test_mixers_and_recurrent_networks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("resnet18", "piecewise linear"), ("mobilenet_v3_small", "hard swish and")]
+    ("name", "composite", "words"),
+    [
+        ("resnet18", "EpsilonPlusFlatSteady", "piecewise linear"),
+        ("mobilenet_v3_small", "EpsilonPlusFlatSmooth", "hard swish and"),
+    ],
 )
-def test_convolutional_networks_get_z_plus(name: str, words: str) -> None:
+def test_convolutional_networks_get_z_plus(name: str, composite: str, words: str) -> None:
     choice = pick(captured(family(name)))
-    assert choice.composite.name == "EpsilonPlusFlat"
+    assert choice.composite.name == composite
+    assert choice.composite == lrp.build(composite)  # what is picked can be had by name
     assert words in choice.reason
 
 

@@ -178,10 +178,12 @@ PATIENT = Limits()
 
 def fitted(name: str, options: Mapping[str, Any], explainer: Explainer, limits: Limits) -> dict[str, Any]:
     """All options of a method for this network: what was asked for, else the defaults, in batches that fit into memory.
-    Raises BadComposite where it would run the network too often."""
+    Raises BadComposite where it would run the network too often, BadLayer where it has no layer to look at."""
     found = {**defaults(name), **options}
     if "batch" in found:
         found["batch"] = max(1, min(found["batch"], limits.memory // max(1, footprint(explainer.network))))
+    if "layer" in found and found["layer"] is None:
+        found["layer"] = explainer.cam_layer
     shape = explainer.network.inputs[0].shape
     if "window" in found and len(shape) == 4:
         height, width = shape[2:]

@@ -12,9 +12,11 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from fusion.errors import BadComposite, BadInput, BadLayer
+from fusion.errors import BadComposite, BadInput
 from fusion.network import Network, op_name
+from lrp.grids import Grids
 from lrp.inner import InnerLayer, samples_first
+from lrp.maps import Mapped, depended_on, last_maps, mapped, named_maps
 from lrp.surrogate import class_scores
 
 aten = torch.ops.aten
@@ -62,9 +64,11 @@ class Scored(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """What a method is given: the network, the scored module made of it, the input [N, C, H, W] and the seed [N, K]."""
+    """What a method is given: the network, the grids of its layers, the scored module made of it, the input
+    [N, C, H, W] and the seed [N, K]."""
 
     network: Network
+    grids: Grids
     scored: Scored
     x: Tensor
     seed: Tensor
@@ -232,22 +236,36 @@ def grad_cam(
     subject: Subject, layer: str | None = None, interpolate: Literal["bilinear", "nearest"] = "bilinear"
 ) -> Tensor:
     """relu(sum_k mean(df/dA_k) A_k) over the channels k of a layer's maps A, enlarged to the input's size (Selvaraju et
-    al. 2017, arXiv:1610.02391): [N, 1, H, W]. layer: the last convolution by default."""
+    al. 2017, arXiv:1610.02391): [N, 1, H, W].
+
+    layer: one whose places are rows and columns of the image; tokens and windows are put where they stand in it, and
+    what stands nowhere, as a class token, does not count. By default the last convolution or layer norm at whose places
+    the scores depend on it: in a network that answers by its class token the norm in front of the last attention. Where
+    several attentions follow on that (their norms are no layer norms), the last sum. The affine part of a layer norm is
+    in the layers behind it, and not in its maps.
+    """
     captum = _captum()
     if subject.x.ndim != 4:
         raise BadInput("GradCAM is for networks of images [N, C, H, W]; this network takes none.")
     graph = subject.scored.graph
-    name = _maps(subject.network, layer, {n.name for n in graph.nodes}).name
-    node = next(n for n in graph.nodes if n.name == name)
-    place = nn.Identity()
+    chosen = cam_layer(subject.network, subject.grids, subject.scored, subject.x, layer)
+    node = next(n for n in graph.nodes if n.name == chosen.node.name)
+    as_maps = chosen.as_maps.to(subject.x.device)
     with graph.inserting_after(node):
-        looked = subject.scored.part(place, node)
+        looked = subject.scored.part(as_maps, node)
     node.replace_all_uses_with(looked, delete_user_cb=lambda user: user is not looked)
-    found = captum.LayerGradCam(subject.scored, place).attribute(
+    found = captum.LayerGradCam(subject.scored, as_maps.maps).attribute(
         subject.x, additional_forward_args=(subject.seed,), relu_attributions=True
     )
     size = (int(subject.x.shape[2]), int(subject.x.shape[3]))
     return _tensor(captum.LayerAttribution.interpolate(found, size, interpolate_mode=interpolate))
+
+
+def cam_layer(network: Network, grids: Grids, scored: Scored, x: Tensor, layer: str | None) -> Mapped:
+    """The layer whose maps GradCAM weighs: the one of this name, or which it takes by default. Raises BadLayer."""
+    left = {n.name for n in scored.graph.nodes}
+    found = depended_on(mapped(network, grids, left), scored.weights, scored.graph, x)
+    return last_maps(network, found) if layer is None else named_maps(layer, found)
 
 
 METHODS: dict[str, Method] = {
@@ -261,30 +279,6 @@ METHODS: dict[str, Method] = {
 
 
 # --- looking at the graph -------------------------------------------------------------------------------------------
-def _maps(network: Network, layer: str | None, left: set[str]) -> fx.Node:
-    """The node of a layer's maps [N, C, H, W]; the last convolution that has several places where none is named."""
-    nodes = [
-        n
-        for n in network.calls()
-        if n.name in left and len(n.meta["shape"]) == 4 and n.meta["shape"][0] is None
-    ]
-    if layer is None:
-        found = [n for n in nodes if op_name(n).startswith("conv") and n.meta["shape"][2:] != (1, 1)]
-    else:
-        found = [n for n in nodes if n.meta.get("layer") == layer] or [n for n in nodes if n.name == layer]
-    if not found:
-        what = (
-            "There is no convolution"
-            if layer is None
-            else f"There is no layer '{layer[:80]}' with maps [N, C, H, W]"
-        )
-        names = list(dict.fromkeys(n.meta.get("layer") or n.name for n in nodes))[-8:]
-        raise BadLayer(
-            f"{what} that the target depends on. The last layers with maps are: {', '.join(names)}."
-        )
-    return found[-1]
-
-
 def _rectifiers_as_modules(scored: Scored) -> int:
     """Let every ReLU of the graph be a module of its own, as captum's hooks need it; returns how many there are.
 

@@ -16,6 +16,7 @@ from fusion import Fused, Network, Report, fuse
 from fusion.errors import BadInput, UnbalancedLedger
 from lrp.auto import AUTO, Choice, pick
 from lrp.composites import DEFAULT, Composite, build
+from lrp.grids import Grids
 from lrp.inner import (
     Channels,
     InnerLayer,
@@ -262,7 +263,7 @@ class Explainer:
             maps = []
             for seed in seeds.seeds:
                 scored = attributions.scored(network, layer, function, progress)  # methods rewrite it
-                subject = attributions.Subject(network, scored, x, seed)
+                subject = attributions.Subject(network, self._grids, scored, x, seed)
                 maps.append(attributions.attribute(method, subject, options))
         explained = torch.stack([(output * seed).sum(1) for seed in seeds.seeds], 1)
         if function is not None:
@@ -305,6 +306,22 @@ class Explainer:
         return "" if self.dtype == torch.float64 else ", or explain in float64"
 
     @cached_property
+    def cam_layer(self) -> str:
+        """The layer whose maps `attribute(method="GradCAM")` weighs for class scores. Raises BadLayer where there is
+        none."""
+        from lrp import attributions
+
+        shape = [1 if size is None else size for size in self.network.inputs[0].shape]
+        x = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
+            scored = attributions.scored(self._plain)
+            return attributions.cam_layer(self._plain, self._grids, scored, x, None).name
+
+    @cached_property
+    def _grids(self) -> Grids:
+        return Grids(self.network)
+
+    @cached_property
     def _plain(self) -> Network:
         """The fused network where the explanations are computed."""
         return self.network if self.device.type == "cpu" else self.network.to(device=self.device)
@@ -315,7 +332,7 @@ class Explainer:
 
     @cached_property
     def _inner_layers(self) -> dict[str, InnerLayer]:
-        return inner_layers(self.network, self._surrogate)
+        return inner_layers(self.network, self._surrogate, self._grids)
 
     def _chosen(self, *names: str) -> dict[str, InnerLayer]:
         return choose_layers(self.network, self._inner_layers, names)

@@ -51,6 +51,7 @@ class Grids:
 
     def __init__(self, network: Network) -> None:
         self._network = network
+        self._found: dict[str, Grid | None] = {}
 
     @cached_property
     def _regions(self) -> tuple[_Regions, dict[str, Tensor]] | None:
@@ -65,7 +66,9 @@ class Grids:
         if self._regions is None:
             return None
         regions, found = self._regions
-        return regions.grid(found[node]) if node in found else None
+        if node in found and node not in self._found:
+            self._found[node] = regions.grid(found[node])
+        return self._found.get(node)
 
 
 @dataclass(frozen=True)

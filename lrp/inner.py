@@ -209,14 +209,13 @@ def watch(watcher: Watcher, key: str, t: Tensor, place: Place = (0, 1)) -> Tenso
     return _Watch.apply(watcher, key, place, t)  # type: ignore[no-any-return]
 
 
-def inner_layers(network: Network, surrogate: Surrogate) -> dict[str, InnerLayer]:
+def inner_layers(network: Network, surrogate: Surrogate, grids: Grids) -> dict[str, InnerLayer]:
     """Every place that can be looked at, in execution order, by its name: the last of several calls in a layer has the
     layer's name, those before it their node's (`LAYER#1` for the first call, where a layer is called like the node)."""
     open_to = passing(surrogate.program.graph)
     nodes = [
         n for n in network.calls() if n.name in surrogate.nodes and surrogate.nodes[n.name][0] in open_to
     ]
-    grids = Grids(network)
     last = {n.meta.get("layer"): n for n in nodes}
     calls: Counter[str] = Counter()
     found = {}

@@ -150,11 +150,14 @@ class TestAnswers:
         where = np.argmax(values)
         assert pixels.reshape(-1, 3)[where].tolist() == [255, 0, 0]
 
-    def test_a_layer_of_grad_cam(self, api: TestClient, image: bytes) -> None:
+    def test_a_layer_of_grad_cam(self, api: TestClient, image: bytes, explainer: lrp.Explainer) -> None:
         layers = [e["name"] for e in api.get("/v1/models/builtin/layers").json()["layers"]]
         early = next(name for name in layers if name.startswith("layer1"))
         one, other = (array(ask(api, image, NPY, method="GradCAM", **q)) for q in ({}, {"layer": early}))
         assert np.abs(one - other).max() > 0
+        default = ask(api, image, JSON, method="GradCAM").json()["parameters"]
+        assert default == {"layer": explainer.cam_layer, "interpolate": "bilinear"}
+        assert default["layer"] in layers
         wrong = ask(api, image, NPY, method="GradCAM", layer="nowhere")
         assert (wrong.status_code, wrong.json()["type"]) == (422, "/problems/bad-layer")
 

@@ -1,4 +1,4 @@
-"""The field's reference: every composite on VGG-16-BN, ResNet-18 and ResNet-50 against zennit, in float64.
+"""The field's reference: every composite that zennit has, on the families of torchvision where it is right, in float64.
 
 zennit 0.5.1 merges batch norms without taking their eps out of the merged layer, so its networks get their eps moved
 into the variance first: the same function, and nothing is left behind. EpsilonGammaBox on ResNet-50 is unstable in
@@ -15,6 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from zennit import composites as zennit_composites
+from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
 import fusion
@@ -22,14 +23,23 @@ import lrp
 from tests.nets import calibrated, without_eps
 
 SIZE = 64
-NETWORKS = {"vgg16_bn": VGGCanonizer, "resnet18": ResNetCanonizer, "resnet50": ResNetCanonizer}
+NETWORKS = {
+    "alexnet": SequentialMergeBatchNorm,
+    "googlenet": SequentialMergeBatchNorm,
+    "resnet18": ResNetCanonizer,
+    "resnet50": ResNetCanonizer,
+    "squeezenet1_0": SequentialMergeBatchNorm,
+    "vgg16": VGGCanonizer,
+    "vgg16_bn": VGGCanonizer,
+}
+OPTIONS = {"googlenet": {"init_weights": False, "aux_logits": False}}
 
 
 @cache
 def prepared(name: str) -> tuple[nn.Module, fusion.Network]:
     """A network in float64 and its capture, once for all composites."""
     torch.manual_seed(0)
-    module = torchvision.models.get_model(name, weights=None, num_classes=20)
+    module = torchvision.models.get_model(name, weights=None, num_classes=20, **OPTIONS.get(name, {}))
     module = calibrated(module, (3, SIZE, SIZE)).double()
     return module, fusion.capture(module, (torch.randn(1, 3, SIZE, SIZE, dtype=torch.float64),))
 
@@ -47,9 +57,7 @@ def by_zennit(module: nn.Module, x: Tensor, composite: str, canonizer: type) -> 
     return relevance
 
 
-@pytest.mark.parametrize(
-    "composite", [name for name in lrp.COMPOSITES if hasattr(zennit_composites, name)]
-)  # zennit has none
+@pytest.mark.parametrize("composite", [name for name in lrp.COMPOSITES if hasattr(zennit_composites, name)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_relevance_as_zennit(name: str, composite: str) -> None:
     module, network = prepared(name)

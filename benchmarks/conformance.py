@@ -25,8 +25,10 @@ from torch import Tensor
 from benchmarks.onnx_scope import operators_of, opset_of, out_of_scope
 from fusion.errors import ClearfoldError, UnsupportedOperator
 from models.formats.onnx import read
+from models.formats.onnx.expansion import expanded
 from models.formats.onnx.file import OnnxFile, parse
 from models.formats.onnx.folding import evaluate
+from models.formats.onnx.lowering import MICROSOFT
 from models.formats.onnx.module import OnnxModule
 from models.formats.onnx.plan import make
 from models.formats.onnx.registry import supported
@@ -34,6 +36,22 @@ from models.formats.onnx.values import widened
 
 PASS, DIFFERS, MISSING, REFUSED, OUT = "pass", "differs", "missing operator", "refused", "out of scope"
 GOAL = 0.95
+
+# Why the tests fail that do. They are expected to: one that passes is no longer true.
+_HELD = "unsigned integers of 16 bits are held in 32, whose further bits are inverted as well"
+_BITS = "the bits of a type that is held in a wider one"
+_RUNTIME = "as ONNX Runtime has it, which files are held against"
+KNOWN = {
+    "test_bitwise_not_3d": _HELD,
+    "test_bitcast_float64_to_int64": _BITS,
+    "test_bitcast_int64_to_float64": _BITS,
+    "test_bitcast_uint32_to_int32": _BITS,
+    "test_bitcast_uint16_to_int16": _BITS,
+    "test_maxunpool_export_with_output_shape": f"indices count in the output's shape, {_RUNTIME}",
+    "test_resize_downsample_scales_linear_align_corners": f"corners of the rounded size, {_RUNTIME}",
+    "test_resize_downsample_scales_cubic_align_corners": f"corners of the rounded size, {_RUNTIME}",
+    "test_scan_sum": "Scan of opset 8 goes through every sample by itself; from opset 9 on it does not",
+}
 
 # Floats that are computed in float32 are rounded to the type of the expected outputs before they are compared. ONNX's
 # own runner allows for two units in the last place of a bfloat16.
@@ -72,8 +90,9 @@ def _array(value: Any) -> Any:
     return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
 
 
-def run(case: Case) -> dict[str, Any]:
-    """A row: the outputs as the importer's functions compute them, and whether they do it with a free batch too."""
+def run(case: Case, runtime: bool = True) -> dict[str, Any]:
+    """A row: the outputs as the importer's functions compute them, and whether they do it with a free batch too;
+    `runtime` asks ONNX Runtime as well."""
     row: dict[str, Any] = {
         "test": case.name,
         "operator": "",
@@ -83,6 +102,8 @@ def run(case: Case) -> dict[str, Any]:
     reason = out_of_scope(case.model, case.inputs)
     if reason is not None:
         return row | {"result": OUT, "reason": reason}
+    if runtime:
+        row["onnxruntime"] = by_runtime(case)
     try:
         file = parse(case.model.SerializeToString(), case.name)
         given = {
@@ -99,6 +120,25 @@ def run(case: Case) -> dict[str, Any]:
         if difference is not None:
             return row | {"result": DIFFERS, "reason": f"output '{name}': {difference}"}
     return row | {"result": PASS, "free_batch": _with_free_batch(case, file, given)}
+
+
+def by_runtime(case: Case) -> str:
+    """Whether ONNX Runtime passes the same test: its result, or that it refuses."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(
+            case.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        given = {value.name: array for value, array in zip(case.model.graph.input, case.inputs, strict=True)}
+        found = session.run(None, given)
+        same = all(
+            differs(tensor(got), want, case.rtol, case.atol) is None
+            for got, want in zip(found, case.outputs, strict=True)
+        )
+    except Exception:  # of many kinds, mostly operators that it lacks
+        return REFUSED
+    return PASS if same else DIFFERS
 
 
 def tensor(array: Any) -> Tensor:
@@ -202,7 +242,9 @@ def summarize(rows: Sequence[dict[str, Any]], light: Sequence[dict[str, Any]]) -
             for opset in sorted({row["opset"] for row in scope})
         },
         "out_of_scope": dict(Counter(row["reason"] for row in rows if row["result"] == OUT).most_common()),
-        "operators": len(supported()),
+        "operators": len(expanded() | set(supported())),
+        "fused_operators": len(expanded(MICROSOFT)),
+        "onnxruntime_passed": sum(row["onnxruntime"] == PASS for row in scope),
         "with_free_batch": {
             "tried": len(batches),
             "same": batches.count("same"),
@@ -243,6 +285,9 @@ def markdown(document: dict[str, Any]) -> str:
             f"whose batch is free, where its first input can be a batch of floats ({batches['tried']} tests):",
             f"{batches['same']} give the same outputs, {len(batches['differ'])} others, {batches['refused']} are",
             "refused (they mix samples, or the size of their output depends on values).",
+            f"Of the same tests ONNX Runtime {summary['onnxruntime']} passes {summary['onnxruntime_passed']} on a CPU. "
+            f"Beside the standard's",
+            f"operators, {summary['fused_operators']} of the runtime's own (com.microsoft) are read.",
             "",
             "| opset | in scope | pass | share |",
             "| ---: | ---: | ---: | ---: |",
@@ -254,8 +299,12 @@ def markdown(document: dict[str, Any]) -> str:
             "## What fails, and why",
             "",
             *(
-                ["| test | opset | result | reason |", "| --- | ---: | --- | --- |"]
-                + [f"| {r['test']} | {r['opset']} | {r['result']} | {_cell(r['reason'])} |" for r in failed]
+                ["| test | opset | result | reason | ONNX Runtime |", "| --- | ---: | --- | --- | --- |"]
+                + [
+                    f"| {r['test']} | {r['opset']} | {r['result']} | {_cell(KNOWN.get(r['test'], r['reason']))} | "
+                    f"{r['onnxruntime']} |"
+                    for r in failed
+                ]
                 if failed
                 else ["Nothing."]
             ),
@@ -271,8 +320,9 @@ def markdown(document: dict[str, Any]) -> str:
             "",
             "## The light networks",
             "",
-            "Nine image networks with constant weights, read as a user's file is, against the outputs that ship with",
-            "them; beside, the difference from ONNX Runtime's, relative to the largest.",
+            "Nine image networks whose weights are all the same number, read as a user's file is, against the outputs",
+            "that ship with them (for most, all classes alike); beside, the difference from ONNX Runtime's, relative",
+            "to the largest.",
             "",
             "| network | result | from ONNX Runtime |",
             "| --- | --- | ---: |",

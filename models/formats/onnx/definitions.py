@@ -25,6 +25,16 @@ _CODES = {
 }
 
 
+def defined() -> set[str]:
+    """The operators of the standard that it defines by others."""
+    schemas: Any = onnx.defs.get_all_schemas()
+    return {
+        schema.name
+        for schema in schemas
+        if not schema.domain and (schema.has_function or schema.has_context_dependent_function)
+    }
+
+
 def definition(node: Node, look: Callable[[str], Any]) -> Body | None:
     """The body that ONNX gives a node's operator; None where it gives none, or where it depends on types that `look`
     does not know (yet)."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import BadFile, UnsupportedOperator
-from models.formats.onnx.definitions import definition
+from models.formats.onnx.definitions import defined, definition
 from models.formats.onnx.file import MOST_NODES
 from models.formats.onnx.patterns import Known
 from models.formats.onnx.registry import OWN, Body, Node, find
@@ -66,6 +66,12 @@ def expansion(op: str, domain: str = "") -> Callable[[Expansion], Expansion]:
         return function
 
     return register
+
+
+def expanded(domain: str = "") -> frozenset[str]:
+    """The operators that are read as others: branches, loops, lowerings, and what the standard defines by others."""
+    own = {op for place, op in _EXPANSIONS if place == domain}
+    return frozenset(own if domain else own | defined())
 
 
 def why_not(node: Node) -> str:

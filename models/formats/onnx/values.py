@@ -46,6 +46,8 @@ _DTYPES = {
     13: torch.int64,
     16: torch.float32,
 }
+# The codes of element types that are not held as what they are.
+WIDENED = (4, 10, 11, 12, 13, 16)
 
 
 def dtype(code: int) -> torch.dtype:

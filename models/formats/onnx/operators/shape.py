@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fusion.errors import BadFile, UnsupportedOperator
 from models.formats.onnx.registry import OWN, Node, operator
-from models.formats.onnx.values import Numbers, Value, allocation, dtype, ints, numbers, scalar
+from models.formats.onnx.values import WIDENED, Numbers, Value, allocation, dtype, ints, numbers, scalar
 
 
 @operator("Shape")
@@ -45,6 +45,15 @@ def dropout(node: Node, x: Tensor, ratio: Value | None = None, training: Value |
 def cast(node: Node, x: Tensor, like: Tensor | None = None) -> Tensor:
     kind = like.dtype if like is not None else dtype(node.get("to"))
     return x if x.dtype == kind else x.to(kind)
+
+
+@operator("BitCast", since=26)
+def bit_cast(node: Node, x: Tensor) -> Tensor:
+    """The same bits as another type, where both are held as they are."""
+    kind = dtype(node.get("to"))
+    if kind.itemsize != x.dtype.itemsize or node.get("to") in WIDENED:
+        raise UnsupportedOperator(f"{node.title} from or to a type that is held in a wider one", node.layer)
+    return x.view(kind)
 
 
 @operator("Reshape", since=5, static=(1,))

@@ -3,6 +3,7 @@
 from lrp import composites, heatmap
 from lrp.composites import COMPOSITES, Composite, build
 from lrp.explainer import Explainer, Explanation, explain, resolve_device
+from lrp.grids import Grid
 from lrp.inner import InnerLayer, InnerRelevance
 from lrp.ledger import Entry, Ledger
 from lrp.rules import LRP0, AbsLRP, AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
@@ -21,6 +22,7 @@ __all__ = [
     "Explanation",
     "Flat",
     "Gamma",
+    "Grid",
     "InnerLayer",
     "InnerRelevance",
     "Ledger",

@@ -10,14 +10,18 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from torch import Tensor, nn
 
 import fusion
 import lrp
 from app import methods
+from app.explaining import Question, Subject, explain
 from app.main import create_app
 from app.settings import Settings
+from fusion.errors import BadComposite
 from lrp.attributions import METHODS
 from models.preprocess import InputSpec, decode, prepare
 from models.store import Store
@@ -278,6 +282,24 @@ class TestBounds:
             assert ask(small, image, JSON, **query).json()["parameters"]["batch"] == 1
             found = array(ask(small, image, NPY, **query))
         np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
+
+
+class Exploding(nn.Module):
+    """Finite for images, and infinite on the way to a far baseline."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3))
+        return torch.cat([mean.exp(), mean], 1)
+
+
+def test_a_map_that_is_not_finite_is_refused(image: bytes) -> None:
+    explainer = lrp.Explainer(fusion.capture(Exploding(), (torch.rand(1, 3, 8, 8),)))
+    subject = Subject("exploding", InputSpec((8, 8)), None, 6, explainer)
+    question = Question(image, "0", parameters={"baseline": 1e4}, method="IntegratedGradients")
+    with pytest.raises(BadComposite, match="not finite"):
+        explain(lambda: subject, question)
+    near = Question(image, "0", parameters={"baseline": 1.0}, method="IntegratedGradients")
+    assert np.isfinite(explain(lambda: subject, near).relevance).all()
 
 
 def test_it_is_in_the_openapi_document(api: TestClient) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm.models.deit
 import timm.models.eva
@@ -166,6 +168,19 @@ def test_what_attends_keeps_its_places(name: str) -> None:
             assert (grid.rows, grid.columns) in (last, (2 * last[0], 2 * last[1]))
         if len(node.meta["shape"]) == 2 and node.meta["example"][0] == 2:
             assert grid is None, node.name  # pooled, or a class token alone
+
+
+def test_a_trained_transformer_from_an_onnx_file(shared: Path) -> None:
+    """Exported with attention and token shuffling spelled out: 2 x 2 patches and a class token."""
+    explainer = lrp.Explainer(shared / "networks" / "vit_bn_cifar10.onnx")
+    layers = {e.name: e for e in explainer.inner_layers() if e.op == "linear" and e.shape[1:2] == (5,)}
+    assert len(layers) > 5
+    for layer in layers.values():
+        assert layer.grid is not None, layer.name
+        assert (layer.grid.rows, layer.grid.columns) == (2, 2)
+        assert layer.grid.cells.flatten().tolist() == [-1, 0, 1, 2, 3]
+    cam = explainer.attribute(torch.randn(2, 3, 32, 32), 1, "GradCAM")
+    assert cam.relevance.shape == (2, 1, 32, 32)
 
 
 class TestRelevance:

@@ -153,7 +153,9 @@ def _slice(
     x: Tensor, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Sequence[int]
 ) -> Tensor:
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        whole = isinstance(start, int) and start == 0 and isinstance(end, int) and end >= 2**31 - 1
+        size = x.shape[axis]
+        last = size if isinstance(size, int) else 2**31 - 1
+        whole = isinstance(start, int) and start == 0 and isinstance(end, int) and end >= last
         if whole and step == 1:
             continue
         if step < 0:

@@ -69,6 +69,14 @@ def _identity(network: Network, node: fx.Node) -> fx.Node | None:
     return node.args[0]  # type: ignore[return-value]
 
 
+@rewrite("copy")
+def _written_over(network: Network, node: fx.Node) -> fx.Node | None:
+    """What is written over a tensor, in its shape and type: aten has no derivative for the copy itself."""
+    old, new = node.args[:2]
+    expanded = _emit(network, node, aten.expand_as.default, new, old)
+    return _emit(network, node, aten.type_as.default, expanded, old)
+
+
 @rewrite("constant_pad_nd")
 def _empty_pad(network: Network, node: fx.Node) -> fx.Node | None:
     """Padding by nothing, as networks write it that pad to even sizes."""

@@ -71,6 +71,25 @@ def test_in_place_operators_become_functional(through_a_view: bool) -> None:
     assert not any(n.target._schema.is_mutable for n in network.calls() if hasattr(n.target, "_schema"))
 
 
+class WrittenOver(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y[:, :, 1:] = (y[:, :, :-1] * 2).mean(3, keepdim=True)
+        return y.square().mean((2, 3))
+
+
+def test_what_is_written_over_a_part_has_a_derivative() -> None:
+    module, x = WrittenOver().eval(), torch.randn(3, 3, 5, 5, requires_grad=True)
+    network = fusion.capture(module, (torch.randn(1, 3, 5, 5),))
+    torch.testing.assert_close(network(x), module(x))
+    (found,), (want,) = (torch.autograd.grad(run(x).sum(), x) for run in (network.module, module))
+    torch.testing.assert_close(found, want)
+
+
 class DropoutAlias(nn.Module):
     """An in-place write behind an inactive dropout also changes what the dropout read."""
 

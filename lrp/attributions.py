@@ -241,8 +241,8 @@ def grad_cam(
     layer: one whose places are rows and columns of the image; tokens and windows are put where they stand in it, and
     what stands nowhere, as a class token, does not count. By default the last convolution or layer norm at whose places
     the scores depend on it: in a network that answers by its class token the norm in front of the last attention. Where
-    several attentions follow on that (their norms are no layer norms), the last sum. The affine part of a layer norm is
-    in the layers behind it, and not in its maps.
+    more than three sums follow on that, it belongs to the stem (of a network without layer norms), and the last sum is
+    taken. The affine part of a layer norm is in the layers behind it, and not in its maps.
     """
     captum = _captum()
     if subject.x.ndim != 4:
@@ -265,7 +265,7 @@ def cam_layer(network: Network, grids: Grids, scored: Scored, x: Tensor, layer: 
     """The layer whose maps GradCAM weighs: the one of this name, or which it takes by default. Raises BadLayer."""
     left = {n.name for n in scored.graph.nodes}
     found = depended_on(mapped(network, grids, left), scored.weights, scored.graph, x)
-    return last_maps(network, found) if layer is None else named_maps(layer, found)
+    return last_maps(found) if layer is None else named_maps(layer, found)
 
 
 METHODS: dict[str, Method] = {

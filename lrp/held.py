@@ -84,7 +84,7 @@ def is_gate(network: Network, node: Any) -> bool:
     op = op_name(node)
     if op in _CHOOSING or is_hard_sigmoid(network, node):
         return True
-    if op in _MOVING or _is_rounding(node):
+    if op in _MOVING or is_rounding(node):
         return is_gate(network, node.args[0])
     if op in _MIXING:
         return _is_softmax(network, node)
@@ -147,7 +147,7 @@ def _is_share(network: Network, node: fx.Node) -> bool:
 
 def _scaled(network: Network, node: fx.Node) -> Any:
     """What a node multiplies by a constant or rounds, None where it does neither."""
-    if _is_rounding(node):
+    if is_rounding(node):
         return node.args[0]
     if op_name(node) not in ("mul", "div"):
         return None
@@ -158,12 +158,22 @@ def _scaled(network: Network, node: fx.Node) -> Any:
     return b if constant and op_name(node) == "mul" else None
 
 
-def _is_rounding(node: fx.Node) -> bool:
+def is_rounding(node: fx.Node) -> bool:
     """Rounding, and the bounds of what was rounded, as quantized networks have them."""
     if op_name(node) != "clamp":
         return op_name(node) == "round"
     source = node.args[0]
     return isinstance(source, fx.Node) and source.op == "call_function" and op_name(source) == "round"
+
+
+def unrounded(node: fx.Node) -> fx.Node:
+    """What a node is the rounding of, clamp(round(x / s)) s; the node itself where it is none."""
+    source = node
+    for op in ("mul", "clamp", "round", "div"):
+        if source.op != "call_function" or op_name(source) != op or not isinstance(source.args[0], fx.Node):
+            return node
+        source = source.args[0]
+    return source
 
 
 def factors_of(node: fx.Node) -> list[Any]:

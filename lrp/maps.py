@@ -13,7 +13,6 @@ from fusion.errors import BadLayer
 from fusion.network import Network, op_name
 from lrp.graft import Place
 from lrp.grids import Grid, Grids
-from lrp.held import attends
 from lrp.inner import samples_first
 from lrp.surrogate import sample_places
 
@@ -133,18 +132,22 @@ class _Keeping(fx.Interpreter):
         return value
 
 
-def last_maps(network: Network, found: Sequence[Mapped]) -> Mapped:
-    """The last convolution or layer norm; the last sum, where more than one attention follows on that, which belongs to
-    the stem then; the last of all where there are none of these. Raises BadLayer."""
-    order = {node: i for i, node in enumerate(network.graph.nodes)}
-    attentions = [order[node] for node in network.calls() if attends(network, node)]
-    layers = [m for m in found if op_name(m.node).startswith(("conv", "layer_norm", "rms_norm"))]
-    if layers and sum(order[layers[-1].node] < a for a in attentions) > 1:
+# More sums than this are blocks, and what stands in front of them is their stem.
+_SUMS_OF_A_BLOCK = 3
+
+
+def last_maps(found: Sequence[Mapped]) -> Mapped:
+    """The last convolution or layer norm of those in execution order; the last sum, where so many sums follow on that
+    layer that it belongs to the stem; the last of all where there are none of these. Raises BadLayer."""
+    layers = [
+        i for i, m in enumerate(found) if op_name(m.node).startswith(("conv", "layer_norm", "rms_norm"))
+    ]
+    sums = [i for i, m in enumerate(found) if op_name(m.node) == "add"]
+    if layers and sum(i > layers[-1] for i in sums) > _SUMS_OF_A_BLOCK:
         layers = []
-    sums = [m for m in found if op_name(m.node) == "add"]
-    for choice in (layers, sums, found):
-        if choice:
-            return choice[-1]
+    for places in (layers, sums, range(len(found))):
+        if places:
+            return found[places[-1]]
     raise BadLayer(
         "No layer that the scores depend on has places in rows and columns of the image, so there are no maps to weigh."
     )

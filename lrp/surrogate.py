@@ -21,7 +21,7 @@ from lrp.composites import Composite
 from lrp.decompose import decomposed
 from lrp.distances import distance_layer
 from lrp.graft import Place, graft, sink
-from lrp.held import attends, held, is_gated
+from lrp.held import attends, held, is_gated, is_rounding, unrounded
 from lrp.rules import MAGNITUDE, AnyRule, Branch, InputRule, LinearRule, ZBox
 from lrp.shares import branched, quotient, redistributed
 from lrp.signs import non_negative
@@ -238,7 +238,7 @@ def class_scores(network: Network) -> tuple[fx.Node, tuple[str, ...]]:
             f"The network's output has shape {['N', *shape[1:]]}, which is no table of class scores [N, classes]. "
             "Give a classifier, or cut the network at its class scores."
         )
-    last, through = node, []
+    last, through = unrounded(node), []
     while (
         op_name(last) in ("reshape", "flatten", "squeeze", "unsqueeze", "_to_copy", "to")
         and last.op == "call_function"
@@ -454,7 +454,7 @@ def _input_routes(builder: Builder) -> dict[fx.Node, fx.Node]:
                 else:
                     gates[node] = builder.copied(node, lambda n: gates.get(n) or _size(builder, n))
             elif (
-                op in _POINTWISE
+                (op in _POINTWISE or is_rounding(node))
                 and list(node.args[:2]).count(sources[0]) == 1
                 and len(sources) == 1
                 and node.meta["shape"] == sources[0].meta["shape"]

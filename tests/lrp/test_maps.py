@@ -120,7 +120,7 @@ class Stem(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 5)
-        self.qkv = nn.ModuleList(nn.Linear(6, 18) for _ in range(3))
+        self.qkv = nn.ModuleList(nn.Linear(6, 18) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         t = self.stem(x).flatten(2).transpose(1, 2)

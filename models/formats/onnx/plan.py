@@ -26,7 +26,7 @@ from models.formats.onnx.patterns import Known, live, simplify
 from models.formats.onnx.quantized import dequantized
 from models.formats.onnx.registry import Node, Operator, find_arithmetic
 from models.formats.onnx.steps import Argument, Constant, Static, Step, Variable
-from models.formats.onnx.values import as_tensor, is_symbolic, numbers
+from models.formats.onnx.values import allocation, as_tensor, is_symbolic, numbers
 from models.formats.onnx.views import as_view
 
 # Beyond this, an integer constant is data (a table of indices), not a shape.
@@ -117,6 +117,8 @@ def _specialize(
         results = results if isinstance(results, tuple) else (results,)
         dynamic_result = False
         for name, result in zip(node.outputs, results, strict=False):
+            if isinstance(result, Tensor):
+                allocation(result.shape, node.layer or node.name)
             if isinstance(result, Tensor) or is_symbolic(result):
                 values[name], dynamic_result = result, True
             else:

@@ -23,6 +23,8 @@ from onnxruntime.quantization import (
 from torch import nn
 
 from fusion import capture
+from fusion.errors import UnsupportedOperator
+from lrp import Explainer
 from models.formats.onnx import OnnxSource, read
 
 Save = Callable[[onnx.ModelProto], Path]
@@ -302,6 +304,50 @@ def test_a_float_network_optimized_by_onnx_runtime(exported: Path, tmp_path: Pat
     domains = {node.domain for node in onnx.load(path).graph.node}
     assert "com.microsoft.nchwc" in domains if level == "all" else MICROSOFT in domains
     explained(agrees_exactly(path))
+
+
+@pytest.mark.parametrize("how", ["pairs", "operators"])
+@pytest.mark.parametrize("composite", ["EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "auto"])
+def test_relevance_is_that_of_the_network_before(
+    exported: Path, tmp_path: Path, how: str, composite: str
+) -> None:
+    """Up to what the rounding does: in the same direction, with the same sum."""
+    path = tmp_path / "quantized.onnx"
+    quantize_static(exported, path, Images(), **STATIC[how])
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+    found = []
+    for file in (exported, path):
+        source = read(file)
+        network = capture(source.module, (source.example,))
+        explainer = Explainer(network, composite=composite, device="cpu", dtype=torch.float64)
+        found.append(explainer.explain(x, target=1))
+    floats, rounded = (each.relevance.flatten(1) for each in found)
+    assert float(torch.cosine_similarity(floats, rounded).min()) > 0.97
+
+
+def test_the_score_before_a_softmax_that_is_rounded_is_explained(save: Save) -> None:
+    nodes = [
+        helper.make_node("Softmax", ["y"], ["s"], axis=1),
+        helper.make_node("QuantizeLinear", ["s", "s_s", "s_z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s_s", "s_z"], ["out"]),
+    ]
+    model = classifier([helper.make_node("Relu", ["f"], ["g"])], quantizing("s", 1 / 256, 0), 17)
+    model.graph.node.extend(nodes)
+    model.graph.output[0].name = "out"
+    source = read(save(model))
+    explainer = Explainer(capture(source.module, (source.example,)), device="cpu")
+    assert any("score before the final softmax" in note for note in explainer.notes)
+
+
+def test_integers_without_their_floats_are_refused(save: Save) -> None:
+    """Dequantized by another scale than they were quantized by."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["f", "q_s", "q_z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "r_s", "q_z"], ["g"]),
+    ]
+    model = classifier(nodes, {**quantizing("q", 0.02, 3), **quantizing("r", 0.03, 3)}, 17)
+    with pytest.raises(UnsupportedOperator, match="not quantized by the same scale"):
+        read(save(model))
 
 
 def test_a_quantized_output_stays_an_integer_and_is_refused_by_capture(save: Save) -> None:

@@ -59,6 +59,7 @@ def eye_like(node: Node, x: Tensor) -> Tensor:
 @operator("OneHot", since=9, static=(1,))
 def one_hot(node: Node, indices: Tensor, depth: Value, values: Tensor) -> Tensor:
     count, axis = int(scalar(depth, "The depth of OneHot")), node.get("axis", -1)
+    allocation([*indices.shape, count], node.layer)
     wrapped = torch.where(indices < 0, indices + count, indices).to(torch.int64)
     hot = wrapped.unsqueeze(-1) == torch.arange(count)
     return torch.where(hot, values[1], values[0]).movedim(-1, axis)

@@ -34,6 +34,7 @@ def quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
 
 @operator("DequantizeLinear", since=10)
 def dequantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    _constant(node, x)
     exact = x.to(torch.int32)
     centred = exact if zero is None else exact - along(node, zero, x).to(torch.int32)
     return centred.to(torch.float32) * along(node, scale, x)
@@ -87,6 +88,7 @@ def conv_integer(
     node: Node, x: Tensor, weight: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
 ) -> Tensor:
     """In float64, which holds every sum of products of eight-bit integers that fits into int32."""
+    _constant(node, x)
     return conv(node, _centred(x, x_zero), _centred(weight, w_zero, axis=0)).to(torch.int32)
 
 
@@ -94,7 +96,18 @@ def conv_integer(
 def matmul_integer(
     node: Node, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
 ) -> Tensor:
+    _constant(node, a)
     return torch.matmul(_centred(a, a_zero, axis=-2), _centred(b, b_zero, axis=-1)).to(torch.int32)
+
+
+def _constant(node: Node, x: Tensor) -> None:
+    """Refuse integers that are computed from the image, of which no relevance would come back."""
+    if any(isinstance(size, SymInt) for size in x.shape):
+        raise UnsupportedOperator(
+            f"{node.title} of integers that are not quantized by the same scale and zero point",
+            node.layer,
+            "Quantize the network with pairs of QuantizeLinear and DequantizeLinear (QDQ).",
+        )
 
 
 def _centred(x: Tensor, zero: Tensor | None, axis: int = 0) -> Tensor:

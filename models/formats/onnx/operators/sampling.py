@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fusion.errors import UnsupportedOperator
 from models.formats.onnx.operators.padding import window
 from models.formats.onnx.registry import Node, operator
-from models.formats.onnx.values import Value
+from models.formats.onnx.values import Value, allocation
 
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
 
@@ -50,6 +50,7 @@ def roi_align(node: Node, x: Tensor, rois: Value, batch: Tensor) -> Tensor:
     start, size = corners[:, :2], corners[:, 2:] - corners[:, :2]
     size = size if aligned else size.clamp_min(1.0)
     bins = (node.get("output_width", 1), node.get("output_height", 1))
+    allocation([boxes.shape[0], x.shape[1], *bins], node.layer)
     points, largest = node.get("sampling_ratio", 0), node.get("mode", "avg") == "max"
     if not points and (isinstance(rois, Tensor) or largest):
         raise UnsupportedOperator(

@@ -88,6 +88,11 @@ def _check(proto: onnx.ModelProto, name: str) -> None:
             f"{name} uses ONNX opset {version}; opsets from {_OLDEST_OPSET} on are read. "
             "Export it with a newer one."
         )
+    newest = onnx.defs.onnx_opset_version()
+    if version > newest:
+        raise BadFile(
+            f"{name} uses ONNX opset {version}; opsets up to {newest} are read. Export it with an older one."
+        )
     for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise BadFile(

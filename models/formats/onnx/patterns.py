@@ -1,4 +1,4 @@
-"""Several ONNX nodes that are one operation: matrix products with constant weights, GELU written out.
+"""Several ONNX nodes that are one operation: matrix products with constant weights here, others where they register.
 
 Each pattern looks at one node and returns its replacement, which stands where the last of the replaced nodes
 stood; what is left without readers is dropped later.
@@ -6,7 +6,6 @@ stood; what is left without readers is dropped later.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -146,67 +145,3 @@ def gemm(region: Region, node: Node) -> Match | None:
             rest[0] if plain else region.add(f"{rest[0]}.scaled", vector, region.known[rest[0]].name)
         )
     return replace(node, op="Linear", domain=OWN, inputs=tuple(inputs), attributes={}), node
-
-
-@pattern("Erf")
-def gelu(region: Region, node: Node) -> Match | None:
-    """x·½·(1 + erf(x/√2)), with the ½ in any of its three places."""
-    inner = region.maker.get(node.inputs[0])
-    if inner is None or inner.op not in ("Div", "Mul") or region.only_reader(node.inputs[0]) is None:
-        return None
-    x, factor = inner.inputs if region.number(inner.inputs[1]) is not None else inner.inputs[::-1]
-    scale = region.number(factor)
-    if scale is None or (inner.op == "Div" and x != inner.inputs[0]):
-        return None
-    if not math.isclose(scale if inner.op == "Mul" else 1 / scale, math.sqrt(0.5), rel_tol=1e-4):
-        return None
-    plus = region.only_reader(node.outputs[0])
-    if plus is None or plus.op != "Add" or region.number(region.operand(plus, node.outputs[0])) != 1.0:
-        return None
-    first = region.only_reader(plus.outputs[0])
-    if first is None or first.op != "Mul":
-        return None
-    other = region.operand(first, plus.outputs[0])
-    last = first
-    if not _is_half_of(region, other, x):
-        second = region.only_reader(first.outputs[0])
-        if second is None or second.op != "Mul":
-            return None
-        outer = region.operand(second, first.outputs[0])
-        if x not in (other, outer) or region.number(outer if other == x else other) != 0.5:
-            return None
-        last = second
-    return replace(last, op="Gelu", domain=OWN, inputs=(x,), attributes={}), last
-
-
-@pattern("Sigmoid")
-def silu(region: Region, node: Node) -> Match | None:
-    """x·sigmoid(x)."""
-    return _gate(region, node, "Silu")
-
-
-@pattern("HardSigmoid")
-def hard_swish(region: Region, node: Node) -> Match | None:
-    """x·clip(x/6 + ½, 0, 1)."""
-    alpha, beta = node.get("alpha", 0.2), node.get("beta", 0.5)
-    return (
-        _gate(region, node, "HardSwish") if math.isclose(alpha, 1 / 6, rel_tol=1e-5) and beta == 0.5 else None
-    )
-
-
-def _gate(region: Region, node: Node, op: str) -> Match | None:
-    """An activation times its own input."""
-    reader, x = region.only_reader(node.outputs[0]), node.inputs[0]
-    if reader is None or reader.op != "Mul" or reader.domain or region.operand(reader, node.outputs[0]) != x:
-        return None
-    return replace(reader, op=op, domain=OWN, inputs=(x,), attributes={}), reader
-
-
-def _is_half_of(region: Region, name: str, x: str) -> bool:
-    maker = region.maker.get(name)
-    return (
-        maker is not None
-        and maker.op == "Mul"
-        and x in maker.inputs
-        and region.number(region.operand(maker, x)) == 0.5
-    )

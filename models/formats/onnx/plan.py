@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from fusion.errors import BadFile, UnsupportedOperator
+from models.formats.onnx import activations  # noqa: F401  (registers its patterns)
 from models.formats.onnx.batch import Batched, follow_batch
 from models.formats.onnx.expansion import Worklist, expand
 from models.formats.onnx.folding import as_array, explained, first_weight, fold, fold_one, operator_of

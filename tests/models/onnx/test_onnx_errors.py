@@ -102,6 +102,13 @@ def test_an_old_opset(save: Save) -> None:
         read(save(build([RELU], IMAGE, opset=6)))
 
 
+def test_an_opset_that_is_not_known_yet(save: Save) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    read(save(build([RELU], IMAGE, opset=newest)))
+    with pytest.raises(BadFile, match=f"opset {newest + 1}"):
+        read(save(build([RELU], IMAGE, opset=newest + 1)))
+
+
 def test_several_inputs_are_listed(save: Save) -> None:
     model = build([helper.make_node("Add", ["x", "z"], ["y"])], IMAGE)
     model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, IMAGE))

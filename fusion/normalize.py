@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fusion.network import Network, op_name
+from fusion.network import Network, is_size_arithmetic, op_name
 from fusion.registry import Registry
 
 aten = torch.ops.aten
@@ -22,7 +22,8 @@ rewrite: Registry[Rewrite] = Registry()
 def normalize(network: Network) -> None:
     """Apply every registered rewrite once, in execution order, in place."""
     for node in list(network.graph.nodes):
-        function = rewrite.get(op_name(node)) if node.op == "call_function" else None
+        called = node.op == "call_function" and not is_size_arithmetic(node)
+        function = rewrite.get(op_name(node)) if called else None
         if function is None:
             continue
         with network.graph.inserting_before(node):

@@ -35,7 +35,13 @@ _CASTING = {"to", "_to_copy"}
 
 # --- reading chains ---------------------------------------------------------------------------------------------------
 def _is(node: Any, *ops: str) -> bool:
-    return isinstance(node, fx.Node) and node.op == "call_function" and op_name(node) in ops
+    """Whether a node is a call of one of these operators on tensors; arithmetic on sizes bears the same names."""
+    return (
+        isinstance(node, fx.Node)
+        and node.op == "call_function"
+        and op_name(node) in ops
+        and not is_size_arithmetic(node)
+    )
 
 
 def _same(a: Any, b: Any, depth: int = 8) -> bool:

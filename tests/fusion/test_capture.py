@@ -130,6 +130,18 @@ class FixedBatch(nn.Module):
         return self.fc(x.reshape(2, 12))  # type: ignore[no-any-return]
 
 
+def test_sums_of_sizes_are_no_sums_of_tensors() -> None:
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            counts = torch.arange(x.shape[0] * 2 + 1)[1 : x.shape[0] + 1]
+            return x * counts.reshape(-1, 1)
+
+    network = fusion.capture(Counted(), (torch.randn(2, 3),))
+    assert "add" in {op_name(node) for node in network.graph.nodes}
+    x = torch.randn(3, 3)
+    torch.testing.assert_close(network(x), x * torch.tensor([[1.0], [2.0], [3.0]]))
+
+
 def test_padding_by_nothing_vanishes() -> None:
     """As Swin pads its maps to even sizes, which they have already."""
 

@@ -57,7 +57,7 @@ def expand(node: Node, known: dict[str, Known], look: Look) -> list[Node] | None
 
 def _by_definition(node: Node, known: dict[str, Known], look: Look) -> list[Node] | None:
     body = definition(node, look)
-    return None if body is None else inlined(body, _place(node), node.inputs, node.outputs, {}, known)
+    return None if body is None else inlined(node, body, node.place, node.inputs, node.outputs, known)
 
 
 def expansion(op: str, domain: str = "") -> Callable[[Expansion], Expansion]:
@@ -85,17 +85,18 @@ def why_not(node: Node) -> str:
 
 
 def inlined(
+    node: Node,
     body: Body,
     place: str,
     arguments: Sequence[str],
     results: Sequence[str],
-    captures: dict[str, str],
     known: dict[str, Known],
 ) -> list[Node]:
-    """A body's nodes with their values renamed: inputs to `arguments`, outputs to `results`, the rest below `place`."""
-    names = {"": ""} | captures | dict(zip(body.inputs, arguments, strict=False))
+    """The nodes of a body of `node` with their values renamed: inputs to `arguments`, outputs to `results`, the rest
+    below `place`."""
+    names = {"": ""} | node.captures | dict(zip(body.inputs, arguments, strict=False))
     names |= dict.fromkeys(body.inputs[len(arguments) :], "")
-    made = {name for node in body.nodes for name in node.outputs}
+    made = {name for n in body.nodes for name in n.outputs}
     passed: list[tuple[str, str]] = []
     for inner, outer in zip(body.outputs, results, strict=False):
         if outer and inner in made and inner not in names:
@@ -109,17 +110,18 @@ def inlined(
     for key, tensor in body.weights.items():
         known[name(key)] = Known(tensor, key)
     nodes = [
-        replace(n, inputs=tuple(map(name, n.inputs)), outputs=tuple(map(name, n.outputs))) for n in body.nodes
+        replace(
+            n,
+            inputs=tuple(map(name, n.inputs)),
+            outputs=tuple(map(name, n.outputs)),
+            depth=node.depth + 1,
+        )
+        for n in body.nodes
     ]
     opset = body.nodes[0].opset if body.nodes else 1
     return nodes + [
         Node("Identity", (name(inner),), (outer,), opset=opset, name=outer) for inner, outer in passed
     ]
-
-
-def _place(node: Node) -> str:
-    """A prefix for names inside that no other node has."""
-    return next(name for name in node.outputs if name)
 
 
 def _true(tensor: Tensor) -> bool:
@@ -141,7 +143,7 @@ def _branch(node: Node, known: dict[str, Known], look: Look) -> list[Node] | Non
     if condition not in known:
         return None
     body = node.get("then_branch" if _true(known[condition].tensor) else "else_branch")
-    return inlined(body, _place(node), (), node.outputs, node.captures, known)
+    return inlined(node, body, node.place, (), node.outputs, known)
 
 
 @expansion("Loop")
@@ -172,13 +174,13 @@ def _iteration(node: Node, known: dict[str, Known], look: Look) -> list[Node] | 
     stacked = len(body.outputs) - 1 - carried
     if (trips is not None and i >= trips) or (condition and not _true(known[condition].tensor)):
         return _ended(node, values, carried, [0] * stacked)
-    place = f"{_place(node)}/{i}"
+    place = f"{node.place}/{i}"
     counter, truth = f"{place}/iteration", condition or f"{place}/true"
     known[counter] = Known(torch.tensor(i), counter)
     if not condition:
         known[truth] = Known(torch.tensor(True), truth)
     results = [f"{place}/result_{k}" for k in range(len(body.outputs))]
-    nodes = inlined(body, place, (counter, truth, *values[:carried]), results, node.captures, known)
+    nodes = inlined(node, body, place, (counter, truth, *values[:carried]), results, known)
     following = replace(
         node,
         inputs=(
@@ -232,7 +234,7 @@ def _scan(node: Node, known: dict[str, Known], look: Look) -> list[Node] | None:
     nodes: list[Node] = []
     state, parts = list(own[:carried]), []
     for i in range(length):
-        place = f"{_place(node)}/{i}"
+        place = f"{node.place}/{i}"
         slices = []
         for k, (name, axis, backward) in enumerate(zip(own[carried:], axes, backwards, strict=True)):
             index, part = f"{place}/index_{k}", f"{place}/slice_{k}"
@@ -243,7 +245,7 @@ def _scan(node: Node, known: dict[str, Known], look: Look) -> list[Node] | None:
             nodes.append(picking)
             slices.append(part)
         results = [f"{place}/result_{k}" for k in range(len(body.outputs))]
-        nodes += inlined(body, place, (*state, *slices), results, node.captures, known)
+        nodes += inlined(node, body, place, (*state, *slices), results, known)
         state = results[:carried]
         parts.append(results[carried:])
     reverse = node.get("scan_output_directions") or [0] * stacked

@@ -47,7 +47,7 @@ class Writer:
         self, op: str, *inputs: str, count: int, domain: str = "", opset: int = _OPSET, **attributes: Any
     ) -> tuple[str, ...]:
         """Write a node and return the names of its `count` outputs."""
-        names = tuple(f"{self._place}/{len(self.nodes)}.{k}" for k in range(count))
+        names = tuple(f"{self.node.place}/{len(self.nodes)}.{k}" for k in range(count))
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
         given = {key: value for key, value in attributes.items() if value is not None}
@@ -59,6 +59,7 @@ class Writer:
             attributes=given,
             domain=domain,
             opset=opset,
+            depth=self.node.depth + 1,
         )
         self.nodes.append(node)
         return names
@@ -66,7 +67,7 @@ class Writer:
     def constant(self, value: Any, kind: torch.dtype = torch.float32, name: str = "") -> str:
         """A constant; `name` is that of the weight it is made of."""
         tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=kind)
-        key = f"{self._place}/constant.{len(self.known)}"
+        key = f"{self.node.place}/constant.{len(self.known)}"
         self.known[key] = Known(tensor, name or key)
         return key
 
@@ -86,12 +87,8 @@ class Writer:
 
     def refused(self, why: str, hint: str = "") -> UnsupportedOperator:
         return UnsupportedOperator(
-            f"{self.node.title} {why}", self.node.layer or self.node.name or self._place, hint
+            f"{self.node.title} {why}", self.node.layer or self.node.name or self.node.place, hint
         )
-
-    @property
-    def _place(self) -> str:
-        return next(name for name in self.node.outputs if name)
 
 
 # Returns the names of the outputs, or None where it has to know more of its inputs.

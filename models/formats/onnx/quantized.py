@@ -17,11 +17,14 @@ from models.formats.onnx.patterns import Known, live
 from models.formats.onnx.registry import OWN, Node
 from models.formats.onnx.values import dtype
 
-# Operators that hand values on as they are; Concat hands on all of its inputs, the others the first.
-_PASSING = set(
-    "Concat DepthToSpace Expand Flatten Gather Identity MaxPool Reshape Slice SpaceToDepth Split Squeeze Tile "
-    "Transpose Unsqueeze".split()
-)
+# Operators that hand values on as they are, or mix them (Resize), and which of their inputs are such values: all (None)
+# or those in these places.
+_FIRST = (0,)
+_PASSING: dict[str, tuple[int, ...] | None] = dict.fromkeys(
+    "DepthToSpace Expand Flatten Gather Identity MaxPool Reshape Resize Slice SpaceToDepth Split Squeeze Tile "
+    "Transpose Unsqueeze Upsample".split(),
+    _FIRST,
+) | {"Concat": None, "Pad": (0, 2), "Where": (1, 2)}
 _INTEGER = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 _DYNAMIC = "DynamicQuantizeLinear"
 
@@ -114,8 +117,13 @@ class _Lifter:
         if maker.op == "MaxPool" and any(maker.outputs[1:]):
             return None
         inputs = list(self.renamed(maker).inputs)
-        for i in range(len(inputs) if maker.op == "Concat" else 1):
-            original = maker.inputs[i]
+        places = _PASSING[maker.op]
+        if maker.op == "Pad" and maker.get("mode", "constant") == "constant" and not any(maker.inputs[2:3]):
+            return None  # padded with the integer zero, which is no float zero
+        for i in range(len(inputs)) if places is None else places:
+            original = maker.inputs[i] if i < len(maker.inputs) else ""
+            if not original:
+                continue
             if original in self.known:
                 constant = replace(reader, inputs=(original, *reader.inputs[1:]))
                 inputs[i] = self._write(constant, f"{original}/float")

@@ -30,7 +30,8 @@ OWN = "clearfold"
 class Node:
     """One ONNX node, without any reference to the file it came from.
 
-    Values that the graphs inside it read from around it follow its own inputs.
+    Values that the graphs inside it read from around it follow its own inputs. `depth` counts in how many steps it was
+    written in the place of others.
     """
 
     op: str
@@ -42,6 +43,12 @@ class Node:
     name: str = ""
     scopes: tuple[str, ...] = ()
     layer: str = ""
+    depth: int = 0
+
+    @property
+    def place(self) -> str:
+        """A prefix for names of values inside, which no other node has."""
+        return f"{next(name for name in self.outputs if name)}@{self.depth}"
 
     def get(self, attribute: str, default: Any = None) -> Any:
         """An attribute's value, or the default that the specification gives."""

@@ -77,6 +77,21 @@ def test_branches_within_branches(save: Save) -> None:
     agrees(save(build([node], IMAGE, {"c": np.array(True), "d": np.array(False)})))
 
 
+def test_branches_whose_values_have_the_same_names(save: Save) -> None:
+    """Exporters count anew in every branch."""
+    inner = helper.make_node("If", ["d"], ["result"], then_branch=scaled(2), else_branch=scaled(-1))
+    lines = [
+        helper.make_node("Mul", ["x", "factor"], ["scaled"]),
+        inner,
+        helper.make_node("Add", ["result", "scaled"], ["sum"]),
+    ]
+    outer = graph(lines, [("sum", TensorProto.FLOAT)], weights={"factor": np.float32(10)})
+    node = helper.make_node("If", ["c"], ["y"], then_branch=outer, else_branch=scaled(7))
+    source = read(save(build([node], IMAGE, {"c": np.array(True), "d": np.array(False)})))
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(source.module(x), 9 * x)
+
+
 def test_a_branch_that_depends_on_pixels_is_refused(save: Save) -> None:
     nodes = [
         helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),

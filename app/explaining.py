@@ -185,7 +185,7 @@ def imbalance(ledger: lrp.Ledger, tolerance: float) -> list[str]:
 
 def refuse_non_finite(ledger: lrp.Ledger) -> None:
     """A map with NaN or infinity in it cannot be drawn or written as JSON. Raises UnbalancedLedger."""
-    if not all(bool(amount.isfinite().all()) for amount in (ledger.score, ledger.input, ledger.kept)):
+    if not ledger.finite:
         raise UnbalancedLedger(
             "The relevance is not finite: with these parameters it leaves the range of float32. Take another composite "
             "or smaller parameters, or explain in float64 with the Python library."

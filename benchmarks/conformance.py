@@ -22,6 +22,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from benchmarks import documents
 from benchmarks.onnx_scope import operators_of, opset_of, out_of_scope
 from fusion.errors import ClearfoldError, UnsupportedOperator
 from models.formats.onnx import read
@@ -344,8 +345,7 @@ def _cell(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write rows and summary here")
-    parser.add_argument("--markdown", type=Path, help="write the page for people here")
+    documents.add_outputs(parser)
     parser.add_argument(
         "--only", default="", help="node tests whose name contains this, and no light networks"
     )
@@ -356,11 +356,8 @@ def main() -> None:
     for row in rows:
         if row["result"] not in (PASS, OUT):
             print(json.dumps(row))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=1))
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown(document))
-    print(json.dumps(document["summary"]))
+    documents.write_json(arguments, document)
+    documents.write_page(arguments, document, markdown)
 
 
 if __name__ == "__main__":

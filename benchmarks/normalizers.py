@@ -8,13 +8,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import fusion
+from benchmarks import documents
 from benchmarks.fusion import EXACT
 from fusion.errors import ClearfoldError
 from lrp.composites import Composite, build
@@ -145,8 +145,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write rows and summary here")
-    parser.add_argument("--markdown", type=Path, help="write the table for people here")
+    documents.add_outputs(parser)
     parser.add_argument("--only", default="", help="normalizers whose name contains this")
     arguments = parser.parse_args()
     rows = []
@@ -155,11 +154,8 @@ def main() -> None:
             rows.append(measure(normalizer))
             print(json.dumps({key: value for key, value in rows[-1].items() if key != "rows"}), flush=True)
     document = {"summary": summarize(rows), "rows": rows}
-    if arguments.json:
-        arguments.json.write_text(json.dumps(document, indent=1))
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown(document))
-    print(json.dumps(document["summary"]))
+    documents.write_json(arguments, document)
+    documents.write_page(arguments, document, markdown)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import documents
 from benchmarks.networks import TIMM_LIST, Architecture, architectures
 
 Row = dict[str, Any]
@@ -28,8 +29,7 @@ CHUNK = 4  # networks that share a process
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that all of them have."""
     found = argparse.ArgumentParser(description=description)
-    found.add_argument("--json", type=Path, help="write rows and summary here")
-    found.add_argument("--markdown", type=Path, help="write the table for people here")
+    documents.add_outputs(found)
     found.add_argument("--only", default="", help="networks whose name contains this")
     found.add_argument("--timm", type=Path, default=TIMM_LIST, help="a file with timm's architecture names")
     found.add_argument(
@@ -59,11 +59,8 @@ def run(
     for row in measured(measure, [a for a in every if a.name not in known], arguments.jobs, end):
         rows = sorted([*rows, row], key=lambda r: order[r["network"]])
         print(json.dumps({key: value for key, value in row.items() if key not in hidden}), flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps({"summary": summarize(rows), "rows": rows}, indent=1))
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown({"summary": summarize(rows), "rows": rows}))
-    print(json.dumps(summarize(rows)))
+        documents.write_json(arguments, {"summary": summarize(rows), "rows": rows})
+    documents.write_page(arguments, {"summary": summarize(rows), "rows": rows}, markdown)
 
 
 def kept(file: Path | None, every: Sequence[Architecture]) -> list[Row]:

@@ -39,9 +39,9 @@ class Composite:
     (for convolutions only, where `first_convolutions_only`). overrides: (pattern, rule) pairs; the last one whose
     pattern matches the layer wins over everything else; `override` says what a pattern is. norm_epsilon: the stabilizer
     at residual sums and average pools (the field's Norm rule; 0 lets the gradient do it exactly); with norm_relative a
-    share of the root mean square of a sample's sums. Terms that cancel have large shares of a sum that
-    is about 0, and where a ReLU follows, rounding decides whether they count: a stabilizer beyond rounding lets their
-    relevance fade out instead.
+    share of the root mean square of a sample's sums. Terms that cancel have large shares of a sum that is about 0, and
+    where a ReLU follows, rounding decides whether they count: a stabilizer beyond rounding lets their relevance fade
+    out instead.
 
     What happens elsewhere: batch_norm: the rule at batch norms that stay in the network, "magnitude", "identity" or
     "epsilon" (`lrp.batch_norm`). attention: "values" holds attention weights constant (CP-LRP, Ali et al. 2022,

@@ -285,8 +285,7 @@ class Explainer:
 
     def _balanced(self, relevance: Tensor, ledger: Ledger | None) -> None:
         """Raises UnbalancedLedger where relevance is no finite number, or missing."""
-        amounts = (relevance,) if ledger is None else (relevance, ledger.score, ledger.input, ledger.kept)
-        if not all(bool(amount.isfinite().all()) for amount in amounts):
+        if not bool(relevance.isfinite().all()) or not (ledger is None or ledger.finite):
             raise UnbalancedLedger(
                 f"The relevance is not finite: it leaves the range of {self._type}. Take another composite or smaller "
                 f"parameters, or values like those that the network was trained on{self._wider}."

@@ -331,8 +331,9 @@ def _first(tracer: _Tracer, node: fx.Node) -> Any:
     return tracer.values[tracer.sources(node)[0]]
 
 
-@_rule("linear")
+@_rule("linear", "scaled_dot_product_attention")
 def _over_channels(tracer: _Tracer, node: fx.Node) -> Any:
+    """Where the first argument stands: attention leaves every token where its query stood."""
     x = node.args[0]
     if x not in tracer.dependent:
         return _everywhere(tracer, node)
@@ -400,14 +401,6 @@ def _reduced(tracer: _Tracer, node: fx.Node) -> Any:
     sizes = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
     found = tracer.regions.joined(x, axes).expand(sizes)
     return found if argument(node, "keepdim", False) else found.squeeze(sorted(axes))
-
-
-@_rule("scaled_dot_product_attention")
-def _attention(tracer: _Tracer, node: fx.Node) -> Any:
-    query = node.args[0]
-    if query not in tracer.dependent:
-        return _everywhere(tracer, node)
-    return tracer.regions.joined(tracer.values[query], [-1])  # type: ignore[index]
 
 
 @_rule("matmul", "bmm", "mm")

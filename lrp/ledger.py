@@ -58,6 +58,11 @@ class Ledger:
             + sum((entry.received.abs() for entry in self.entries), torch.zeros_like(self.score))
         )
 
+    @property
+    def finite(self) -> bool:
+        """Whether every amount of the balance is a finite number."""
+        return all(bool(amount.isfinite().all()) for amount in (self.score, self.input, self.kept))
+
     def closes(self, tolerance: float) -> bool:
         """Whether nothing is missing but rounding: the gap stays below `tolerance` times the turnover."""
         gap = (self.score - self.input - self.kept).abs()

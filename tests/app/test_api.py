@@ -3,7 +3,6 @@
 import io
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from app.main import create_app
 from app.middleware import Envelope
 from app.problems import KINDS
 from app.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def api(prepared: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(data=prepared, device="cpu"))) as client:
-        yield client
 
 
 class TestProblems:

@@ -36,11 +36,6 @@ def api(prepared: Path) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def image() -> bytes:
-    return encoded(picture())
-
-
 def npy(answer: httpx.Response) -> np.ndarray:
     assert answer.status_code == 200, answer.text
     return np.load(io.BytesIO(answer.content), allow_pickle=False)

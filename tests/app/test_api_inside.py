@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,24 +12,10 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from app.main import create_app
-from app.settings import Settings
 from fusion.tracing import TRACING
-from tests.support.served import encoded, picture
 
 NPY, NPZ, JSON = "application/x-npy", "application/x-npz", "application/json"
 SIDE = 128  # of the built-in network
-
-
-@pytest.fixture(scope="module")
-def api(prepared: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(data=prepared, device="cpu"))) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def image() -> bytes:
-    return encoded(picture())
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import inspect
 import io
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from fusion.errors import BadComposite
 from lrp.attributions import METHODS
 from models.preprocess import InputSpec, decode, prepare
 from models.store import Store
-from tests.support.served import encoded, picture
 
 PNG, NPY, NPZ, JSON = "image/png", "application/x-npy", "application/x-npz", "application/json"
 SIDE = 128  # of the built-in network
@@ -39,17 +37,6 @@ QUICK = {
     "Occlusion": {"window": "64x32", "stride": "32"},
     "GradCAM": {},
 }
-
-
-@pytest.fixture(scope="module")
-def api(prepared: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(data=prepared, device="cpu"))) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def image() -> bytes:
-    return encoded(picture())
 
 
 @pytest.fixture(scope="module")

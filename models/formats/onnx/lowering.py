@@ -74,6 +74,10 @@ class Writer:
     def get(self, attribute: str, default: Any = None) -> Any:
         return self.node.get(attribute, default)
 
+    def given(self, *attributes: str) -> dict[str, Any]:
+        """These attributes as the node has them, to hand on to another."""
+        return {name: self.get(name) for name in attributes}
+
     def weight(self, name: str) -> Tensor:
         """The value of an input that has to be a constant."""
         if name not in self.known:
@@ -89,6 +93,16 @@ class Writer:
         return UnsupportedOperator(
             f"{self.node.title} {why}", self.node.layer or self.node.name or self.node.place, hint
         )
+
+
+def channels_first(write: Writer, x: str) -> str:
+    """Images [N, H, W, C] as [N, C, H, W]."""
+    return write("Transpose", x, perm=(0, 3, 1, 2))
+
+
+def channels_last(write: Writer, x: str) -> str:
+    """Images [N, C, H, W] as [N, H, W, C]."""
+    return write("Transpose", x, perm=(0, 2, 3, 1))
 
 
 # Returns the names of the outputs, or None where it has to know more of its inputs.

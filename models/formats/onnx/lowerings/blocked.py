@@ -18,7 +18,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from models.formats.onnx.lowering import Writer, lowering
+from fusion.errors import UnsupportedOperator
+from models.formats.onnx.lowering import Writer, channels_first, channels_last, lowering
 from models.formats.onnx.lowerings.fused import fused_conv
 
 BLOCKED = "com.microsoft.nchwc"
@@ -76,22 +77,26 @@ def unblocked(weight: Tensor, block: int, inputs_too: bool) -> Tensor:
     )
 
 
+def _elsewhere(write: Writer) -> UnsupportedOperator:
+    return write.refused(
+        "in a layout of another machine", "Optimize the file at the level 'extended', not 'all'."
+    )
+
+
 @lowering("Conv", domain=BLOCKED, attributes=(*_WINDOW, "activation", "activation_params"))
 def conv(write: Writer, x: str, w: str, b: str = "", z: str = "") -> str:
     """A plain image's few channels, and each channel's own kernel, are no blocks of inputs."""
     block = block_size()
     stored = write.weight(w)
     if block is None or stored.shape[0] % block:
-        raise write.refused(
-            "in a layout of another machine", "Optimize the file at the level 'extended', not 'all'."
-        )
+        raise _elsewhere(write)
     weight = unblocked(stored, block, inputs_too=stored.shape[1] >= block)
     return fused_conv(write, x, write.constant(weight, name=write.known[w].name), b, z)
 
 
 @lowering("MaxPool", "AveragePool", domain=BLOCKED, attributes=_POOL)
 def pool(write: Writer, x: str) -> str:
-    return write(write.node.op, x, **{name: write.get(name) for name in _POOL})
+    return write(write.node.op, x, **write.given(*_POOL))
 
 
 @lowering("GlobalMaxPool", "GlobalAveragePool", domain=BLOCKED)
@@ -106,12 +111,10 @@ def reorder_input(write: Writer, x: str) -> str | None:
     if value is None:
         return None
     if block is None:
-        raise write.refused(
-            "in a layout of another machine", "Optimize the file at the level 'extended', not 'all'."
-        )
+        raise _elsewhere(write)
     last = write.get("channels_last", 0)
     channels = int(value.shape[3 if last else 1])
-    y = write("Transpose", x, perm=(0, 3, 1, 2)) if last else x
+    y = channels_first(write, x) if last else x
     missing = -channels % block
     if not missing:
         return y if last else write("Identity", y)
@@ -123,7 +126,7 @@ def reorder_output(write: Writer, x: str) -> str:
     """Out of the layout: the channels that there are."""
     bounds = [write.constant([n], torch.int64) for n in (0, write.get("channels"), 1)]
     y = write("Slice", x, *bounds)
-    return write("Transpose", y, perm=(0, 2, 3, 1)) if write.get("channels_last", 0) else y
+    return channels_last(write, y) if write.get("channels_last", 0) else y
 
 
 @lowering(
@@ -134,5 +137,5 @@ def reorder_output(write: Writer, x: str) -> str:
 def upsample(write: Writer, x: str) -> str:
     """By whole factors."""
     scales = write.constant([float(s) for s in write.get("scales")])
-    names = ("mode", "coordinate_transformation_mode", "nearest_mode")
-    return write("Resize", x, "", scales, **{name: write.get(name) for name in names})
+    settings = write.given("mode", "coordinate_transformation_mode", "nearest_mode")
+    return write("Resize", x, "", scales, **settings)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from models.formats.onnx.lowering import MICROSOFT, Writer, lowering
+from models.formats.onnx.lowering import MICROSOFT, Writer, channels_first, channels_last, lowering
 
 _WINDOW = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 _ACTIVATION = ("activation", "activation_params")
@@ -28,7 +28,7 @@ def activated(write: Writer, y: str, name: str, parameters: list[float]) -> str:
 
 def fused_conv(write: Writer, x: str, w: str, b: str, z: str) -> str:
     """A convolution, plus a residual, behind an activation."""
-    y = write("Conv", x, w, b, **{name: write.get(name) for name in _WINDOW})
+    y = write("Conv", x, w, b, **write.given(*_WINDOW))
     y = write("Add", y, z) if z else y
     return activated(write, y, write.get("activation", ""), list(write.get("activation_params") or ()))
 
@@ -41,8 +41,8 @@ def conv(write: Writer, x: str, w: str, b: str = "", z: str = "") -> str:
 @lowering("NhwcFusedConv", domain=MICROSOFT, attributes=(*_WINDOW, *_ACTIVATION))
 def conv_channels_last(write: Writer, x: str, w: str, b: str = "", z: str = "") -> str:
     """Images have their channels last, weights do not."""
-    first = [write("Transpose", t, perm=(0, 3, 1, 2)) if t else "" for t in (x, z)]
-    return write("Transpose", fused_conv(write, first[0], w, b, first[1]), perm=(0, 2, 3, 1))
+    first = [channels_first(write, t) if t else "" for t in (x, z)]
+    return channels_last(write, fused_conv(write, first[0], w, b, first[1]))
 
 
 @lowering(
@@ -53,7 +53,7 @@ def conv_channels_last(write: Writer, x: str, w: str, b: str = "", z: str = "") 
     ),
 )  # fmt: skip
 def gemm(write: Writer, a: str, b: str, c: str = "") -> str:
-    y = write("Gemm", a, b, c, **{name: write.get(name) for name in ("alpha", "beta", "transA", "transB")})
+    y = write("Gemm", a, b, c, **write.given("alpha", "beta", "transA", "transB"))
     parameters = [write.get(name) for name in ("activation_alpha", "activation_beta")]
     return activated(write, y, write.get("activation", ""), [p for p in parameters if p is not None])
 
@@ -118,13 +118,17 @@ def bias_softmax(write: Writer, x: str, bias: str) -> str:
     return write("Softmax", write("Add", x, bias), opset=11, axis=write.get("axis", 1))
 
 
+def _residual(write: Writer, x: str, skip: str, bias: str) -> str:
+    total = write("Add", x, skip)
+    return write("Add", total, bias) if bias else total
+
+
 @lowering("SkipLayerNormalization", domain=MICROSOFT, attributes=("epsilon",))
 def skip_layer_norm(
     write: Writer, x: str, skip: str, gamma: str, beta: str = "", bias: str = ""
 ) -> tuple[str, ...]:
     """The norm of a residual sum; the sum is the fourth output."""
-    total = write("Add", x, skip)
-    total = write("Add", total, bias) if bias else total
+    total = _residual(write, x, skip, bias)
     names = write.several(
         "LayerNormalization", total, gamma, beta, count=3, axis=-1, epsilon=write.get("epsilon", 1e-12)
     )
@@ -133,8 +137,7 @@ def skip_layer_norm(
 
 @lowering("SkipSimplifiedLayerNormalization", domain=MICROSOFT, attributes=("epsilon",))
 def skip_rms_norm(write: Writer, x: str, skip: str, gamma: str, bias: str = "") -> tuple[str, ...]:
-    total = write("Add", x, skip)
-    total = write("Add", total, bias) if bias else total
+    total = _residual(write, x, skip, bias)
     y = write("RMSNormalization", total, gamma, axis=-1, epsilon=write.get("epsilon", 1e-12))
     return (y, "", "", total)
 
@@ -146,7 +149,7 @@ _GROUP_NORM = ("activation", "channels_last", "epsilon", "groups")
 def group_norm(write: Writer, x: str, gamma: str, beta: str) -> str:
     """Channels are last unless told otherwise; the activation is SiLU."""
     last = write.get("channels_last", 1)
-    y = write("Transpose", x, perm=(0, 3, 1, 2)) if last else x
+    y = channels_first(write, x) if last else x
     y = write(
         "GroupNormalization",
         y,
@@ -156,15 +159,14 @@ def group_norm(write: Writer, x: str, gamma: str, beta: str) -> str:
         epsilon=write.get("epsilon", 1e-5),
     )
     y = write("Swish", y) if write.get("activation", 0) else y
-    return write("Transpose", y, perm=(0, 2, 3, 1)) if last else y
+    return channels_last(write, y) if last else y
 
 
 @lowering("SkipGroupNorm", domain=MICROSOFT, attributes=_GROUP_NORM)
 def skip_group_norm(
     write: Writer, x: str, gamma: str, beta: str, skip: str, bias: str = ""
 ) -> tuple[str, str]:
-    total = write("Add", x, skip)
-    total = write("Add", total, bias) if bias else total
+    total = _residual(write, x, skip, bias)
     return group_norm(write, total, gamma, beta), total  # type: ignore[return-value]
 
 
@@ -211,7 +213,7 @@ def quantized_attention(
     wz: str = "",
     past: str = "",
 ) -> tuple[str, ...]:
-    settings = {name: write.get(name) for name in ("num_heads", "scale", "unidirectional", "do_rotary")}
+    settings = write.given("num_heads", "scale", "unidirectional", "do_rotary")
     floats = (write("DequantizeLinear", x, xs, xz), write("DequantizeLinear", w, ws, wz, axis=1))
     return (write("Attention", *floats, b, mask, past, domain=MICROSOFT, **settings),)
 
@@ -258,5 +260,4 @@ def _attended(write: Writer, query: str, key: str, value: str, bias: str) -> str
 
 @lowering("GridSample", domain=MICROSOFT, attributes=("align_corners", "mode", "padding_mode"))
 def grid_sample(write: Writer, x: str, grid: str) -> str:
-    names = ("align_corners", "mode", "padding_mode")
-    return write("GridSample", x, grid, opset=16, **{name: write.get(name) for name in names})
+    return write("GridSample", x, grid, opset=16, **write.given("align_corners", "mode", "padding_mode"))

@@ -6,9 +6,7 @@ dequantizing that meet. After a tensor come its scale and its zero point.
 
 from __future__ import annotations
 
-from typing import Any
-
-from models.formats.onnx.lowering import MICROSOFT, Writer, lowering
+from models.formats.onnx.lowering import MICROSOFT, Writer, channels_first, channels_last, lowering
 
 _WINDOW = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 _POOL = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
@@ -23,17 +21,13 @@ def _out(write: Writer, y: str, scale: str, zero: str = "") -> str:
     return write("QuantizeLinear", y, scale, zero)
 
 
-def _given(write: Writer, *names: str) -> dict[str, Any]:
-    return {name: write.get(name) for name in names}
-
-
 def _first(write: Writer, x: str) -> str:
     """Channels from the last place to the second, where the node has them last."""
-    return write("Transpose", x, perm=(0, 3, 1, 2)) if write.get(_LAST, 0) else x
+    return channels_first(write, x) if write.get(_LAST, 0) else x
 
 
 def _last(write: Writer, y: str) -> str:
-    return write("Transpose", y, perm=(0, 2, 3, 1)) if write.get(_LAST, 0) else y
+    return channels_last(write, y) if write.get(_LAST, 0) else y
 
 
 @lowering("QLinearConv", attributes=_WINDOW)
@@ -45,7 +39,7 @@ def conv(
     if bias:
         bias = write("DequantizeLinear", bias, write("Mul", xs, ws), axis=0)
     weight = _in(write, w, ws, wz, axis=0)
-    y = write("Conv", _first(write, _in(write, x, xs, xz)), weight, bias, **_given(write, *_WINDOW))
+    y = write("Conv", _first(write, _in(write, x, xs, xz)), weight, bias, **write.given(*_WINDOW))
     return _out(write, _last(write, y), ys, yz)
 
 
@@ -65,7 +59,7 @@ def gemm(
     if c:
         c = write("DequantizeLinear", c, write("Mul", write("Mul", sa, write.constant(alpha)), sb), axis=-1)
     weight = _in(write, b, sb, zb, axis=0 if write.get("transB", 0) else 1)
-    y = write("Gemm", _in(write, a, sa, za), weight, c, **_given(write, "alpha", "transA", "transB"))
+    y = write("Gemm", _in(write, a, sa, za), weight, c, **write.given("alpha", "transA", "transB"))
     return _out(write, y, ys, yz) if ys else y
 
 
@@ -77,7 +71,7 @@ def binary(write: Writer, a: str, sa: str, za: str, b: str, sb: str, zb: str, ys
 
 @lowering("QLinearAveragePool", domain=MICROSOFT, attributes=(*_POOL, _LAST))
 def average_pool(write: Writer, x: str, xs: str, xz: str, ys: str, yz: str = "") -> str:
-    y = write("AveragePool", _first(write, _in(write, x, xs, xz)), **_given(write, *_POOL))
+    y = write("AveragePool", _first(write, _in(write, x, xs, xz)), **write.given(*_POOL))
     return _out(write, _last(write, y), ys, yz)
 
 
@@ -93,7 +87,7 @@ def sigmoid(write: Writer, x: str, xs: str, xz: str, ys: str, yz: str = "") -> s
 
 @lowering("QLinearLeakyRelu", domain=MICROSOFT, attributes=("alpha",))
 def leaky_relu(write: Writer, x: str, xs: str, xz: str, ys: str, yz: str = "") -> str:
-    return _out(write, write("LeakyRelu", _in(write, x, xs, xz), **_given(write, "alpha")), ys, yz)
+    return _out(write, write("LeakyRelu", _in(write, x, xs, xz), **write.given("alpha")), ys, yz)
 
 
 @lowering("QLinearSoftmax", domain=MICROSOFT, attributes=("axis", "opset"))
@@ -111,7 +105,7 @@ def concat(write: Writer, ys: str, yz: str, *tensors: str) -> str:
 
 @lowering("QLinearReduceMean", domain=MICROSOFT, attributes=("axes", "keepdims"))
 def reduce_mean(write: Writer, x: str, xs: str, xz: str, ys: str, yz: str = "") -> str:
-    y = write("ReduceMean", _in(write, x, xs, xz), opset=13, **_given(write, "axes", "keepdims"))
+    y = write("ReduceMean", _in(write, x, xs, xz), opset=13, **write.given("axes", "keepdims"))
     return _out(write, y, ys, yz)
 
 
@@ -128,9 +122,9 @@ def where(
     attributes=("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides"),
 )
 def max_pool(write: Writer, x: str) -> str:
-    settings = _given(write, "auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
-    y = write("MaxPool", write("Transpose", x, perm=(0, 3, 1, 2)), **settings)
-    return write("Transpose", y, perm=(0, 2, 3, 1))
+    settings = write.given("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
+    y = write("MaxPool", channels_first(write, x), **settings)
+    return channels_last(write, y)
 
 
 @lowering("MatMulIntegerToFloat", domain=MICROSOFT)

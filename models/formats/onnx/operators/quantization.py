@@ -56,22 +56,28 @@ def fake_quantize(node: Node, x: Tensor, scale: Any, zero: Any = None) -> Tensor
 
 def along(node: Node, given: Tensor, x: Tensor) -> Tensor:
     """A scale or zero point as it broadcasts against x: one for all, per entry of an axis, or per block of it."""
-    axis = node.get("axis", 1)
-    if given.numel() == 1 and given.ndim <= 1:
+    axis, block = node.get("axis", 1), node.get("block_size", 0)
+    if block and not _is_single(given):
+        return given.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
+    return _along(given, x, axis)
+
+
+def _along(given: Tensor, x: Tensor, axis: int) -> Tensor:
+    if _is_single(given):
         return given.reshape(())
-    if given.ndim == 1 and not node.get("block_size", 0):
-        shape = [1] * x.ndim
-        shape[axis] = given.shape[0]
-        return given.reshape(shape)
-    if node.get("block_size", 0):
-        return given.repeat_interleave(node.get("block_size"), axis).narrow(axis, 0, x.shape[axis])
+    if given.ndim == 1:
+        return given.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
     return given
+
+
+def _is_single(given: Tensor) -> bool:
+    return given.numel() == 1 and given.ndim <= 1
 
 
 @operator("DynamicQuantizeLinear", since=11)
 def dynamic_quantize(node: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """By the range of the tensor at hand, zero included; then the scale and the zero point."""
-    if any(isinstance(size, SymInt) for size in x.shape):
+    if _has_batch(x):
         raise UnsupportedOperator(
             f"{node.title} over the batch", node.layer, "Quantize the network with fixed scales (QDQ)."
         )
@@ -100,9 +106,13 @@ def matmul_integer(
     return torch.matmul(_centred(a, a_zero, axis=-2), _centred(b, b_zero, axis=-1)).to(torch.int32)
 
 
+def _has_batch(x: Tensor) -> bool:
+    return any(isinstance(size, SymInt) for size in x.shape)
+
+
 def _constant(node: Node, x: Tensor) -> None:
     """Refuse integers that are computed from the image, of which no relevance would come back."""
-    if any(isinstance(size, SymInt) for size in x.shape):
+    if _has_batch(x):
         raise UnsupportedOperator(
             f"{node.title} of integers that are not quantized by the same scale and zero point",
             node.layer,
@@ -113,8 +123,4 @@ def _constant(node: Node, x: Tensor) -> None:
 def _centred(x: Tensor, zero: Tensor | None, axis: int = 0) -> Tensor:
     if zero is None:
         return x.to(torch.float64)
-    if zero.ndim == 1 and zero.numel() > 1:
-        shape = [1] * x.ndim
-        shape[axis] = zero.shape[0]
-        zero = zero.reshape(shape)
-    return x.to(torch.float64) - zero.to(torch.float64)
+    return x.to(torch.float64) - _along(zero, x, axis).to(torch.float64)

@@ -1,0 +1,264 @@
+"""Which networks come in, in which form: `python -m benchmarks.coverage --json FILE [--markdown FILE] [--only STR]`.
+
+Each network is written in every form that its users have (`benchmarks.forms`), run by that form's own runtime on a
+batch of two, and opened by Clearfold as a user would open it. Where both run, the largest difference of their outputs
+over the output's scale, in float32, says whether the network that came in is the one that was written.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import models
+from benchmarks import over_zoos
+from benchmarks.architectures import calibrate
+from benchmarks.forms import FORMS, Form, Runtime
+from benchmarks.networks import Architecture
+from benchmarks.over_zoos import worst
+from fusion.errors import UnsupportedOperator
+
+IMAGES = 2
+DIFFERENCE_GOAL = 1e-4  # of the output's scale
+Result = dict[str, Any]
+
+
+def measure(architecture: Architecture) -> Result:
+    """One network in every form: a row of the table, with `error` where a form that its own runtime runs does not come
+    in as what it is."""
+    row: Result = {"network": architecture.name, "forms": {}}
+    try:
+        module = calibrate(architecture.build(), architecture)
+        with TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name, form in FORMS.items():
+                row["forms"][name] = measure_form(form, module, architecture, Path(folder))
+    except Exception as error:  # one network that fails must not cost the others
+        row["error"] = _short(error)
+    for name, found in row["forms"].items():
+        if found["runs_in_original"] and not is_right(found) and "error" not in row:
+            row["error"] = f"{name}: {found['error'] or 'differs by {:.1e}'.format(found['difference'])}"
+    return row
+
+
+def measure_form(form: Form, module: nn.Module, architecture: Architecture, folder: Path) -> Result:
+    """One network in one form. attempted: the exporter wrote it; runs_in_original: its own runtime runs it; batch: how
+    many images that takes at once, None for any number; converted: Clearfold opens it and answers a batch; difference:
+    the answers', over their scale; missing: operators that Clearfold lacks; error: why the first of these failed."""
+    found: Result = {
+        "attempted": False,
+        "runs_in_original": False,
+        "batch": None,
+        "converted": False,
+        "difference": None,
+        "missing": [],
+        "error": None,
+    }
+    x = architecture.example(IMAGES)
+    started = time.perf_counter()
+    try:
+        with torch.no_grad():
+            source = form.write(module, x, folder)
+            found["attempted"] = True
+            run = form.load(source)
+            expected, found["batch"] = answer(run, x)
+            found["runs_in_original"] = True
+            found["seconds_to_write_and_run"] = round(time.perf_counter() - started, 1)
+        started = time.perf_counter()
+        network = models.open(source, size=architecture.shape[1:]).network
+        found["seconds_to_open"] = round(time.perf_counter() - started, 1)
+        answered = network(x)
+        found["converted"] = answered.shape == expected.shape
+        found["difference"] = difference(answered, expected)
+        if not found["difference"] <= DIFFERENCE_GOAL:
+            found |= from_exact(module, x, answered, expected)
+    except UnsupportedOperator as error:
+        found |= {"missing": [error.op], "error": _short(error)}
+    except Exception as error:  # what exporters and runtimes refuse is what is asked here
+        found["error"] = _short(error)
+    return found
+
+
+def answer(run: Runtime, x: Tensor) -> tuple[Tensor, int | None]:
+    """The scores [N, K] of the form's own runtime, and None; where it takes one image at a time only, those put
+    together, and 1."""
+    try:
+        return scores(run(x)), None
+    except Exception:
+        return torch.cat([scores(run(image)) for image in x.split(1)]), 1
+
+
+def scores(output: Any) -> Tensor:
+    """The first table of class scores in a network's answer, as [N, K]."""
+    return next(t for t in _tensors(output) if t.ndim >= 2).flatten(1)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from _tensors(item)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """max |found - expected| / max |expected|; infinite where one of them is no number."""
+    gap = float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+    return gap if gap == gap else float("inf")
+
+
+def from_exact(module: nn.Module, x: Tensor, found: Tensor, expected: Tensor) -> Result:
+    """How far both answers are from the module's own in float64: a mistake in one of them, or the rounding of a network
+    that magnifies it."""
+    module.double()
+    try:
+        with torch.no_grad():
+            exact = scores(module(x.double()))
+    finally:
+        module.float()
+    return {
+        "difference_from_float64": difference(found, exact),
+        "original_from_float64": difference(expected, exact),
+    }
+
+
+def is_right(found: Result) -> bool:
+    return bool(found["converted"] and found["difference"] <= DIFFERENCE_GOAL)
+
+
+def _short(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or [''])[0][:300]}"
+
+
+def summarize(rows: list[Result]) -> Result:
+    """attempted: what exporters wrote; runs_in_original: what of it its own runtime runs; converted: what of that
+    Clearfold answers; right: within the goal. All of them together and by form."""
+    by_form = {name: _summary([row["forms"][name] for row in rows if name in row["forms"]]) for name in FORMS}
+    every = [found for row in rows for found in row["forms"].values()]
+    return {
+        "networks": len(rows),
+        **_summary(every),
+        "by_form": by_form,
+        "missing_operators": sorted({op for found in every for op in found["missing"]}),
+        "beyond_goals": [
+            f"{row['network']} {name}"
+            for row in rows
+            for name, found in row["forms"].items()
+            if found["runs_in_original"] and not is_right(found)
+        ],
+        "failed": [row["network"] for row in rows if len(row["forms"]) < len(FORMS)],
+    }
+
+
+def _summary(found: list[Result]) -> Result:
+    ran = [f for f in found if f["runs_in_original"]]
+    return {
+        "attempted": sum(f["attempted"] for f in found),
+        "runs_in_original": len(ran),
+        "converted": sum(f["converted"] for f in ran),
+        "right": sum(is_right(f) for f in ran),
+        "worst_relative_difference": worst([f["difference"] for f in ran if f["difference"] is not None]),
+    }
+
+
+def markdown(document: Result) -> str:
+    """The page docs/coverage.md from the JSON document."""
+    summary, rows = document["summary"], document["rows"]
+    lines = [
+        "# Which networks come in",
+        "",
+        "Made by `python -m benchmarks.coverage --json FILE --markdown docs/coverage.md`. Random weights, statistics",
+        f"calibrated on random images, float32, a batch of {IMAGES} images of noise. Each network is written in six",
+        "forms, run by the form's own runtime (PyTorch, TorchScript, ONNX Runtime) and opened by Clearfold as users",
+        "open it; the figures are the largest difference of both outputs over the output's scale. *module*: the",
+        "`nn.Module`; *traced*, *scripted*: TorchScript, traced with one image; *dynamo*, *legacy*: ONNX by",
+        "`torch.onnx.export` with `dynamo=True` and `False`, the batch free; *optimized*: what ONNX Runtime's offline",
+        "optimizer makes of the one by dynamo (or of the legacy one, where dynamo writes none), every optimization on.",
+        "*no file*: the exporter refuses the network; *no answer*: its own runtime does; †: its own runtime takes one",
+        "image at a time (Clearfold takes a batch all the same).",
+        "",
+        f"| | written | run by its own runtime | converted | within {DIFFERENCE_GOAL:g} | worst difference |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *[_count(name, found) for name, found in summary["by_form"].items()],
+        _count("all", summary),
+        "",
+        f"{summary['networks']} networks. Operators missing: {', '.join(summary['missing_operators']) or 'none'}.",
+        "",
+        "| network | " + " | ".join(FORMS) + " |",
+        "| --- |" + " --- |" * len(FORMS),
+        *[
+            f"| {row['network']} | " + " | ".join(_cell(row["forms"].get(name)) for name in FORMS) + " |"
+            for row in rows
+        ],
+    ]
+    for title, belongs in SECTIONS.items():
+        listed = [
+            f"- {row['network']}, {name}: {_why(found)}"
+            for row in rows
+            for name, found in row["forms"].items()
+            if belongs(found)
+        ]
+        lines += ["", f"## {title}", "", *listed] if listed else []
+    failed = [row for row in rows if len(row["forms"]) < len(FORMS)]
+    if failed:
+        lines += ["", "## Not measured to the end", ""]
+        lines += [f"- {row['network']}: {row.get('error')}" for row in failed]
+    return "\n".join(lines) + "\n"
+
+
+# Below the table, what needs a word: heading -> which results stand there.
+SECTIONS: dict[str, Callable[[Result], bool]] = {
+    "Not converted, or not as written": lambda found: found["runs_in_original"] and not is_right(found),
+    "Written, but not run by its own runtime": lambda found: (
+        found["attempted"] and not found["runs_in_original"]
+    ),
+    "Not written by the exporter": lambda found: not found["attempted"],
+}
+
+
+def _count(name: str, found: Result) -> str:
+    figures = (found[key] for key in ("attempted", "runs_in_original", "converted", "right"))
+    largest = found["worst_relative_difference"]
+    cell = "" if largest is None else f"{largest:.1e}"
+    return f"| {name} | " + " | ".join(map(str, figures)) + f" | {cell} |"
+
+
+def _cell(found: Result | None) -> str:
+    if found is None:
+        return ""
+    if not found["attempted"]:
+        return "no file"
+    if not found["runs_in_original"]:
+        return "no answer"
+    mark = "†" if found["batch"] else ""
+    if not found["converted"]:
+        return f"**not converted**{mark}"
+    figure = f"{found['difference']:.0e}" if found["difference"] else "0"
+    return (figure if is_right(found) else f"**{figure}**") + mark
+
+
+def _why(found: Result) -> str:
+    if found["error"]:
+        return f"`{found['error'].replace('`', '')}`"
+    if "difference_from_float64" not in found:
+        return f"differs by {found['difference']:.1e}"
+    return (
+        f"differs by {found['difference']:.1e}; from the network in float64 Clearfold's answer differs by "
+        f"{found['difference_from_float64']:.1e}, its own runtime's by {found['original_from_float64']:.1e}"
+    )
+
+
+def main() -> None:
+    over_zoos.run(over_zoos.parser(__doc__).parse_args(), measure, summarize, markdown, hidden=("forms",))
+
+
+if __name__ == "__main__":
+    main()

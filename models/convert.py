@@ -1,17 +1,15 @@
-"""The conversion process: opens one model file, fuses it, certifies it, writes the artefact, and ends.
+"""The conversion: opens one model file, fuses it, certifies it and writes the artefact.
 
-    python -m models.convert FILE FOLDER [--size HxW] [--description JSON] [--memory BYTES] [--seconds N] ...
+It is the only place where a file from outside is parsed, and runs in a child process (`models.worker`), so that a
+file that crashes its reader, or asks for more memory than there is, takes nothing else down. Arguments:
 
-It is the only place where a file from outside is parsed, so that a file that crashes its reader, or asks for
-more memory than there is, takes nothing else down. `models.worker` says how it reports; its result is
-the manifest.
+    FILE FOLDER [--size HxW] [--description JSON] [--name NAME] [--refuse FORMAT]
 """
 
 import argparse
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion.errors import ClearfoldError
-from models import worker
+from models.memory import release
 from models.worker import Say
 
 if TYPE_CHECKING:
@@ -66,9 +64,13 @@ def convert(
     say("opening")
     _refuse(source, refused)
     opened = _open(source, size)
+    release()
     spec = _described(opened.input, description or {})
+    parameters = opened.network.parameters
     say("fusing")
     fused = fusion.fuse(opened.network, certified=True)
+    opened = replace(opened, network=fused.network)  # the one before is not needed any more
+    release()
     say("certifying")
     certificate = fusion.certify(opened.original, fused.network, certification_inputs(spec))
     classes = fused.network.outputs[0].shape[1]
@@ -81,7 +83,7 @@ def convert(
         "input": spec.to_json(),
         "labels": list(opened.labels) if opened.labels and len(opened.labels) == classes else None,
         "classes": classes,
-        "parameters": opened.network.parameters,
+        "parameters": parameters,
         "fusion": fused.report.to_json(),
         "certificate": certificate.to_json(),
         "layers": [
@@ -89,8 +91,10 @@ def convert(
         ],
         "notes": list(notes),
     }
+    del opened  # its runtime holds the weights once more
+    release()
     say("writing")
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     fusion.save(fused.network, folder, manifest)
     return manifest
 
@@ -109,7 +113,11 @@ def _refuse(source: str | Path, refused: Sequence[str]) -> None:
 
     found = detect(source).name
     if found in refused:
-        raise FormatRefused(f"This server takes no {found} files: export the network as ONNX instead.")
+        raise FormatRefused(
+            f"This server takes no {found} files, because reading one can run code that is in it. Export the "
+            "network as ONNX, which needs no setting; or, where everyone who uploads is trusted, set the server's "
+            "CLEARFOLD_ALLOW_EXECUTABLE=true."
+        )
 
 
 def _described(spec: "InputSpec", description: dict[str, Any]) -> "InputSpec":
@@ -172,8 +180,8 @@ def _size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m models.convert", description=__doc__)
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m models.worker convert", description=__doc__)
     parser.add_argument("source", help="the model file")
     parser.add_argument("folder", type=Path, help="where to write the artefact")
     parser.add_argument("--zoo", action="store_true", help="the source is the name of a zoo network")
@@ -181,26 +189,19 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--description", type=json.loads, help="the stated fields of the input, as JSON")
     parser.add_argument("--name")
     parser.add_argument("--refuse", action="append", default=[], metavar="FORMAT")
-    worker.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def work(arguments: Sequence[str], say: Say) -> dict[str, Any]:
+    """What the child process does; the manifest is in the folder."""
     options = _arguments(arguments)
-
-    def work(say: Say) -> dict[str, Any]:
-        return convert(
-            options.source if options.zoo else Path(options.source),
-            options.folder,
-            size=options.size,
-            description=options.description,
-            name=options.name,
-            refused=options.refuse,
-            say=say,
-        )
-
-    return worker.run(options, work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    convert(
+        options.source if options.zoo else Path(options.source),
+        options.folder,
+        size=options.size,
+        description=options.description,
+        name=options.name,
+        refused=options.refuse,
+        say=say,
+    )
+    return {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusion.errors import BadFile, ClearfoldError
 from models.formats.onnx import images, quantized
-from models.formats.onnx.file import OnnxFile, parse
+from models.formats.onnx.file import OnnxFile, decode, flatten
 from models.formats.onnx.module import OnnxModule
 from models.formats.onnx.plan import make
 from models.formats.onnx.runtime import Runtime
@@ -21,7 +21,7 @@ __all__ = ["OnnxSource", "read"]
 
 @dataclass(frozen=True)
 class OnnxSource:
-    """A file that was read: `module` runs any batch size, `original` is ONNX Runtime on the file's own bytes.
+    """A file that was read: `module` runs any batch size, `original` is ONNX Runtime on the file itself.
 
     `example` is an input [2, channels, height, width] in float32, `notes` say what a user should know,
     `metadata` is what the file's author left in it.
@@ -40,11 +40,13 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
     Raises BadFile for files that are damaged, hostile or no image network, BadInput for a wrong or missing
     size, UnsupportedOperator, and NonFiniteWeights.
     """
+    name = Path(path).name
     try:
-        data = Path(path).read_bytes()
+        stored = Path(path).open("rb")  # noqa: SIM115 (the runtime reads it again, when it is first asked)
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror}. Check the path.") from error
-    file = parse(data, Path(path).name)
+    # Neither the bytes nor the decoded file stay: large networks would be held several times over.
+    file = flatten(decode(stored.read(), name), name)
     if not file.outputs:
         raise BadFile("The file declares no output. Export it again.")
     image = images.find(file.inputs, size)
@@ -54,11 +56,11 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
     except ClearfoldError:
         raise
     except Exception as error:  # a damaged name or attribute surfaces anywhere, as anything
-        raise BadFile(f"{Path(path).name} is not a readable ONNX file: {error}. Export it again.") from error
+        raise BadFile(f"{name} is not a readable ONNX file: {error}. Export it again.") from error
     return OnnxSource(
         module=OnnxModule(plan),
         example=torch.zeros(2, *image.sample),
-        original=Runtime(data, image.name, output, image.batch),
+        original=Runtime(stored, image.name, output, image.batch),
         notes=_notes(file, image.batch),
         metadata=file.metadata,
     )

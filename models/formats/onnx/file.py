@@ -20,6 +20,7 @@ from onnx_ir.passes.common import InlinePass
 from torch import Tensor
 
 from fusion.errors import BadFile, ClearfoldError, NonFiniteWeights, UnsupportedOperator
+from fusion.network import is_finite
 from models.formats.onnx.registry import Body, Node
 from models.formats.onnx.values import widened
 
@@ -54,7 +55,11 @@ class OnnxFile:
 
 def parse(data: bytes, name: str) -> OnnxFile:
     """Read a file's bytes; `name` is for messages only."""
-    proto = _decode(data, name)
+    return flatten(decode(data, name), name)
+
+
+def flatten(proto: onnx.ModelProto, name: str) -> OnnxFile:
+    """The network of a decoded file, with weights of its own, so that the decoded file can go."""
     _check(proto, name)
     try:
         model = ir.from_proto(proto)
@@ -66,7 +71,8 @@ def parse(data: bytes, name: str) -> OnnxFile:
         raise BadFile(f"{name} is not a readable ONNX file: {_line(error)}. Export it again.") from error
 
 
-def _decode(data: bytes, name: str) -> onnx.ModelProto:
+def decode(data: bytes, name: str) -> onnx.ModelProto:
+    """The file's bytes as protobuf; the data of its tensors is copied."""
     try:
         proto = onnx.ModelProto()
         proto.ParseFromString(data)
@@ -273,7 +279,7 @@ def _tensor(tensor: ir.TensorProtocol, key: str, name: str, kinds: set[str]) -> 
 
 def _is_bad(weight: Tensor) -> bool:
     """NaN or infinity, except for an attention mask of nothing but zeros and minus infinities."""
-    if not weight.is_floating_point() or bool(torch.isfinite(weight).all()):
+    if not weight.is_floating_point() or is_finite(weight):
         return False
     return not bool(((weight == 0) | torch.isneginf(weight)).all()) or weight.numel() == 1
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
@@ -20,10 +21,11 @@ _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "ten
 class Runtime:
     """The original file as a function of float32 images, [batch, ...] in, float32 out.
 
-    `batch` is the size that the file fixes, or None; other sizes are then run in pieces.
+    `file` is open for reading, so that it can be read whatever became of its name. `batch` is the size that it fixes,
+    or None; other sizes are then run in pieces.
     """
 
-    data: bytes
+    file: BinaryIO
     input: str
     output: str
     batch: int | None
@@ -32,12 +34,26 @@ class Runtime:
     def _session(self) -> Any:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False  # it keeps what the largest run took
+        # Beyond this level weights are only laid out anew, for speed and at the price of a copy.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         try:
-            return onnxruntime.InferenceSession(self.data, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(self._source(), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise BadFile(
                 f"ONNX Runtime does not accept the file: {str(error).splitlines()[0]}. Export it again."
             ) from error
+
+    def _source(self) -> str | bytes:
+        """The file under a name that its descriptor gives it, else its bytes, which take their size in memory more.
+
+        (By a name, the runtime would also open other files that the network refers to: those are refused when the
+        network is read.)"""
+        name = Path(f"/dev/fd/{self.file.fileno()}")
+        if name.exists():
+            return str(name)
+        self.file.seek(0)
+        return self.file.read()
 
     def __call__(self, x: Tensor) -> Tensor:
         declared = next(i.type for i in self._session.get_inputs() if i.name == self.input)

@@ -8,7 +8,7 @@ zennit for statistics that do not fit the weights; with calibrated ones, as here
 from __future__ import annotations
 
 import copy
-from functools import cache
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -35,13 +35,23 @@ NETWORKS = {
 OPTIONS = {"googlenet": {"init_weights": False, "aux_logits": False}}
 
 
-@cache
-def prepared(name: str) -> tuple[nn.Module, fusion.Network]:
-    """A network in float64 and its capture, once for all composites."""
+@dataclass(frozen=True)
+class Prepared:
+    """A network in float64, its capture, and zennit's canonizer for it."""
+
+    module: nn.Module
+    network: fusion.Network
+    canonizer: type
+
+
+@pytest.fixture(scope="module", params=NETWORKS)  # one at a time: VGG's weights take a gigabyte
+def prepared(request: pytest.FixtureRequest) -> Prepared:
     torch.manual_seed(0)
+    name = request.param
     module = torchvision.models.get_model(name, weights=None, num_classes=20, **OPTIONS.get(name, {}))
     module = calibrated(module, (3, SIZE, SIZE)).double()
-    return module, fusion.capture(module, (torch.randn(1, 3, SIZE, SIZE, dtype=torch.float64),))
+    network = fusion.capture(module, (torch.randn(1, 3, SIZE, SIZE, dtype=torch.float64),))
+    return Prepared(module, network, NETWORKS[name])
 
 
 def by_zennit(module: nn.Module, x: Tensor, composite: str, canonizer: type) -> Tensor:
@@ -58,14 +68,12 @@ def by_zennit(module: nn.Module, x: Tensor, composite: str, canonizer: type) -> 
 
 
 @pytest.mark.parametrize("composite", [name for name in lrp.COMPOSITES if hasattr(zennit_composites, name)])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_same_relevance_as_zennit(name: str, composite: str) -> None:
-    module, network = prepared(name)
+def test_the_same_relevance_as_zennit(prepared: Prepared, composite: str) -> None:
     x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
-    expected = by_zennit(module, x, composite, NETWORKS[name])
+    expected = by_zennit(prepared.module, x, composite, prepared.canonizer)
     # Stabilizers alike: zennit's Norm rule at sums and average pools has one too.
     ours = lrp.build(composite, norm_epsilon=1e-6)
-    answer = lrp.Explainer(network, composite=ours, dtype=torch.float64).explain(x)
+    answer = lrp.Explainer(prepared.network, composite=ours, dtype=torch.float64).explain(x)
     assert answer.ledger is not None
     assert float(answer.ledger.error.max()) < 1e-10
     assert float((answer.relevance - expected).abs().max()) <= 1e-6 * float(expected.abs().max())

@@ -1,32 +1,20 @@
-"""Runs the conversion process: one child per file, limited in time and memory, and gone with its parent."""
+"""Runs conversions and exports: one confined child per piece of work, limited in all it takes, gone with its parent."""
 
 import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import models
+from app import admission
+from app.child import Allowance, Child, Confined, Outcome, Say, start
 from fusion.errors import ClearfoldError
 
 _log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
-
-# What a conversion may know of the server's environment. Secrets are not among it.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV")
-# A zoo network comes from what the user has installed and downloaded, so it is told where that is.
-_ZOO_ENVIRONMENT = (
-    *("HOME", "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME", "HF_HUB_OFFLINE", "SSL_CERT_FILE"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
-)
 _LOGGED = 4000  # characters of stderr
 
 
@@ -69,66 +57,87 @@ class Converter:
     def __init__(self, seconds: float = 120, memory: int | None = None) -> None:
         self.seconds = seconds
         self.memory = memory
-        self._alive: set[subprocess.Popen[bytes]] = set()
+        self._alive: set[Child] = set()
         self._closed = False
 
     def run(self, request: Request, folder: Path, say: Say = lambda stage: None) -> dict[str, Any]:
-        """Write the artefact to `folder/artefact` and return its manifest. Raises ConversionFailed."""
-        source, *options = request.arguments()
-        arguments = ["models.convert", *options, *self._limits(), "--", source, str(folder / "artefact")]
-        return self._work(arguments, folder, _environment(zoo=isinstance(request.source, str)), say)
+        """Write the artefact to `folder/artefact` and return its manifest.
+
+        Raises ConversionFailed, and ArtefactError where what the child wrote is no artefact.
+        """
+        scratch = _scratch(folder)
+        zoo = isinstance(request.source, str)
+        options = ["--zoo"] if zoo else ["--read", str(request.source)]
+        source, *described = request.arguments()
+        self._work(options, ["convert", *described, "--", source, str(scratch)], folder, say, zoo=zoo)
+        return admission.artefact(scratch, folder / "artefact", self.memory)
 
     def export(self, artefact: Path, file: Path) -> None:
         """Write a stored network as a .onnx or .pt2 file. Raises ConversionFailed."""
-        arguments = ["models.export", *self._limits(), "--", str(artefact), str(file)]
-        self._work(arguments, file.parent, _environment(), lambda stage: None)
+        scratch = _scratch(file.parent)
+        draft = scratch / file.name
+        self._work(["--read", str(artefact)], ["export", "--", str(artefact), str(draft)], file.parent)
+        admission.take(scratch, file.parent, {file.name: self.memory})
 
-    def _work(
-        self, arguments: list[str], folder: Path, environment: dict[str, str], say: Say
-    ) -> dict[str, Any]:
-        with (folder / "stderr").open("w+b") as stderr:
-            child = _start(arguments, folder, {**environment, "TMPDIR": str(folder)}, stderr)
-            self._alive.add(child)
-            clock = threading.Timer(self.seconds, child.kill)
-            clock.start()
-            try:
-                outcome = _listen(child, say)
-                code = child.wait()
-                timed_out = clock.finished.is_set() and code == -signal.SIGKILL
-            finally:
-                clock.cancel()
-                _end(child)
-                self._alive.discard(child)
-            if "result" in outcome:
-                return dict(outcome["result"])
-            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _LOGGED))
-            last = stderr.read().decode(errors="replace")
-            _log.warning("%s ended with %s: %s", arguments[0], code, last)
-        if "error" in outcome:
-            raise ConversionFailed(**outcome["error"])
-        raise self._silence(code, timed_out)
+    def confinement(self, folder: Path) -> Confined:
+        """What holds a conversion on this system. Raises ConversionFailed."""
+        outcome = self._work([], [], folder)
+        assert outcome.confined is not None  # it is the first that a child says
+        return outcome.confined
 
     def close(self) -> None:
         """End all conversions."""
         self._closed = True
         for child in tuple(self._alive):
-            child.kill()
+            child.process.kill()
+
+    def _work(
+        self,
+        options: Sequence[str],
+        program: Sequence[str],
+        folder: Path,
+        say: Say = lambda stage: None,
+        *,
+        zoo: bool = False,
+    ) -> Outcome:
+        with (folder / "stderr").open("w+b") as stderr:
+            child = start([*options, *self._limits()], program, _scratch(folder), stderr, zoo=zoo)
+            self._alive.add(child)
+            try:
+                outcome = child.follow(Allowance(self.seconds, self.memory), say)
+            finally:
+                self._alive.discard(child)
+            if _succeeded(outcome, program):
+                return outcome
+            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _LOGGED))
+            last = stderr.read().decode(errors="replace")
+            _log.warning("%s ended with %s: %s", program[0] if program else "worker", outcome.code, last)
+        raise self._failed(outcome)
 
     def _limits(self) -> list[str]:
         seconds = round(self.seconds * (os.cpu_count() or 1) + 1)
         memory = ["--memory", str(self.memory)] if self.memory else []
         return ["--seconds", str(seconds), *memory, "--lifeline"]
 
-    def _silence(self, code: int, timed_out: bool) -> ConversionFailed:
+    def _failed(self, outcome: Outcome) -> ConversionFailed:
+        code = outcome.code
+        if outcome.failure is not None:
+            return ConversionFailed(outcome.failure.code, _plain(outcome.failure.message))
         if self._closed:
             return ConversionFailed("model-not-ready", "The server is shutting down: upload it again later.")
-        if timed_out or code == -signal.SIGXCPU:
+        if outcome.ended_for == "time" or code == -signal.SIGXCPU:
             return ConversionFailed(
                 "conversion-timeout",
                 f"The conversion took longer than {self.seconds:g} seconds and was ended: raise "
                 "CLEARFOLD_CONVERSION_SECONDS if the network is that large.",
             )
-        if code == -signal.SIGKILL:
+        if outcome.ended_for == "disk" or code == -signal.SIGXFSZ:
+            return ConversionFailed(
+                "conversion-out-of-memory",
+                "The conversion wrote more than it is allowed and was ended: raise the server's "
+                "CLEARFOLD_CONVERSION_MEMORY, which bounds that too, if the network is that large.",
+            )
+        if code == -signal.SIGKILL and outcome.ended_for is None:
             return ConversionFailed(
                 "conversion-out-of-memory",
                 "The conversion was killed by the system, most likely for want of memory: "
@@ -142,51 +151,19 @@ class Converter:
         )
 
 
-def _environment(zoo: bool = False) -> dict[str, str]:
-    known = _ENVIRONMENT + (_ZOO_ENVIRONMENT if zoo else ())
-    return {name: os.environ[name] for name in known if name in os.environ} | {
-        "PYTHONPATH": str(Path(models.__file__).resolve().parent.parent),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+def _scratch(folder: Path) -> Path:
+    """The only folder that a child may write to; the file that it reads is beside it."""
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    return scratch
 
 
-def _start(
-    arguments: list[str], folder: Path, environment: dict[str, str], stderr: BinaryIO
-) -> "subprocess.Popen[bytes]":
-    # -P: the folder holds the file from outside, so it must not be a place to import from.
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        cwd=folder,
-        env=environment,
-        start_new_session=True,
-    )
+def _succeeded(outcome: Outcome, program: Sequence[str]) -> bool:
+    if not program:
+        return outcome.confined is not None and outcome.code == 0
+    return outcome.done and outcome.failure is None and outcome.ended_for is None
 
 
-def _listen(child: "subprocess.Popen[bytes]", say: Say) -> dict[str, Any]:
-    """Read what the child says until it says no more; the last word is the outcome."""
-    assert child.stdout is not None
-    outcome: dict[str, Any] = {}
-    for line in child.stdout:
-        try:
-            message = json.loads(line)
-        except ValueError:  # it died in the middle of a word
-            break
-        if "stage" in message:
-            say(str(message["stage"]))
-        else:
-            outcome = message
-    return outcome
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    if child.poll() is None:
-        child.kill()
-        child.wait()
-    for pipe in (child.stdin, child.stdout):
-        if pipe is not None:
-            with suppress(OSError):
-                pipe.close()
+def _plain(text: str) -> str:
+    """Text of a child's without what a terminal would take for a command."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,17 +1,14 @@
-"""The export process: writes a stored network as an ONNX file or a torch.export program, and ends.
+"""The export: writes a stored network as an ONNX file or a torch.export program.
 
-    python -m models.export FOLDER FILE
-
-Tracing changes global state of torch while it runs, so it must not share a process with explanations.
+Tracing changes global state of torch while it runs, so it must not share a process with explanations: it runs in
+a child process (`models.worker`). Arguments: FOLDER FILE.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import worker
 from models.worker import Say
 
 if TYPE_CHECKING:
@@ -31,22 +28,14 @@ def export(network: "Network", file: Path) -> None:
     writers[file.suffix.lower()](network, file)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m models.export", description=__doc__)
+def work(arguments: Sequence[str], say: Say) -> dict[str, Any]:
+    """What the child process does."""
+    import fusion
+
+    parser = argparse.ArgumentParser(prog="python -m models.worker export", description=__doc__)
     parser.add_argument("folder", type=Path, help="the artefact")
     parser.add_argument("file", type=Path, help="what to write: a .onnx or a .pt2 file")
-    worker.add_arguments(parser)
     options = parser.parse_args(arguments)
-
-    def work(say: Say) -> dict[str, Any]:
-        import fusion
-
-        say("writing")
-        export(fusion.load(options.folder)[0], options.file)
-        return {"bytes": options.file.stat().st_size}
-
-    return worker.run(options, work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    say("writing")
+    export(fusion.load(options.folder)[0], options.file)
+    return {}

@@ -1,24 +1,33 @@
-"""What the disposable child processes have in common: limits, a lifeline, and how they report.
+"""The disposable child process: confines itself, then does one piece of work on something from outside.
 
-What a child has to say goes to stdout, one JSON object a line: {"stage": ...} while it works, then
-{"result": ...} or {"error": {"code", "message"}}.
+    python -m models.worker [--read PATH] [--write FOLDER] [--zoo] [--memory BYTES] [--seconds N] [--lifeline]
+                            convert|export ARGUMENTS
+
+Nothing heavy is imported before the process is confined: torch starts threads, and those would stay free. What
+the child has to say goes to stdout, one JSON object a line: {"confined": ...} first, {"stage": ...} while it
+works, then {"result": ...} or {"error": {"code", "message"}}.
 """
 
 import argparse
 import errno
+import importlib
 import json
 import os
-import resource
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
-from fusion.errors import BadFile, ClearfoldError
+from models import sandbox
 
 Say = Callable[[str], None]
+Work = Callable[[Sequence[str], Say], dict[str, Any]]
+
+# What there is to do -> the module whose `work(arguments, say)` does it.
+_PROGRAMS = {"convert": "models.convert", "export": "models.export"}
 
 # As libraries and the dynamic loader word it that raise no OSError with a number.
 _FULL = ("No space left on device", "Disk quota exceeded")
@@ -32,23 +41,21 @@ _SHORT = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--memory", type=int, help="bytes of data that this process may hold")
-    parser.add_argument("--seconds", type=int, help="seconds of processor time")
-    parser.add_argument("--lifeline", action="store_true", help="end when stdin is closed")
-
-
-def run(options: argparse.Namespace, work: Callable[[Say], dict[str, Any]]) -> int:
-    """Do the work within the limits and report what came of it; returns the exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Confine this process, do the work and report what came of it; returns the exit code."""
+    options = _arguments(arguments)
     tell = _own_stdout()
+    confinement = sandbox.confine(
+        _profile(options), sandbox.Limits(options.memory, options.memory, options.seconds)
+    )
+    tell({"confined": confinement.to_json()})
     if options.lifeline:
         _follow(sys.stdin)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_DATA, options.memory)
-    _limit(resource.RLIMIT_FSIZE, options.memory)
-    _limit(resource.RLIMIT_CPU, options.seconds)
+    if options.program is None:
+        return 0
     try:
-        tell({"result": work(lambda stage: tell({"stage": stage}))})
+        work: Work = importlib.import_module(_PROGRAMS[options.program]).work
+        tell({"result": work(options.arguments, lambda stage: tell({"stage": stage}))})
     except Exception as error:
         traceback.print_exc()  # to stderr, for the server's log
         tell({"error": explained(error)})
@@ -58,6 +65,8 @@ def run(options: argparse.Namespace, work: Callable[[Say], dict[str, Any]]) -> i
 
 def explained(error: Exception) -> dict[str, str]:
     """What to tell the user of an error."""
+    from fusion.errors import BadFile, ClearfoldError
+
     text = str(error).strip()
     if isinstance(error, ClearfoldError):
         return {"code": error.code, "message": text}
@@ -83,10 +92,27 @@ def explained(error: Exception) -> dict[str, str]:
     }
 
 
-def _limit(kind: int, value: int | None) -> None:
-    if value is not None:
-        with suppress(ValueError, OSError):  # a stricter limit is already there, or the system knows none
-            resource.setrlimit(kind, (value, value))
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m models.worker", description=__doc__)
+    parser.add_argument("--read", type=Path, action="append", default=[], help="a file or folder to work on")
+    parser.add_argument("--write", type=Path, help="the folder for results and temporary files")
+    parser.add_argument("--zoo", action="store_true", help="a network by name: with caches and the network")
+    parser.add_argument(
+        "--memory", type=int, help="bytes of data that this process may hold, or write to a file"
+    )
+    parser.add_argument("--seconds", type=int, help="seconds of processor time")
+    parser.add_argument("--lifeline", action="store_true", help="end when stdin is closed")
+    parser.add_argument("program", nargs="?", choices=_PROGRAMS, help="without one, only say what confines")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    return parser.parse_args(arguments)
+
+
+def _profile(options: argparse.Namespace) -> sandbox.Profile:
+    folder: Path | None = options.write
+    if folder is not None:
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder)  # the only place for it
+    profile = sandbox.for_zoo if options.zoo else sandbox.for_file
+    return profile(options.read, [folder] if folder is not None else [])
 
 
 def _follow(stream: TextIO) -> None:
@@ -110,3 +136,7 @@ def _own_stdout() -> Callable[[dict[str, Any]], None]:
         channel.flush()
 
     return say
+
+
+if __name__ == "__main__":
+    sys.exit(main())

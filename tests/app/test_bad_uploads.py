@@ -281,7 +281,7 @@ def _converters(data: Path) -> list[int]:
             command = (folder / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if "models.convert" in command and str(data) in command:
+        if "models.worker" in command and str(data) in command:
             found.append(int(folder.name))
     return found
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import fusion
-from app import conversion
 from app.conversion import ConversionFailed, Converter, Request
 from tests.support.served import CLASSES, SIZE, tiny_network
 
@@ -38,7 +37,7 @@ class TestGoodFiles:
         manifest = Converter().run(Request(onnx_file), folder, stages.append)
         assert stages == ["opening", "fusing", "certifying", "writing"]
         network, stored = fusion.load(folder / "artefact")
-        assert stored == {"version": 1, **manifest}
+        assert stored == manifest
         assert (manifest["name"], manifest["format"], manifest["classes"]) == ("tiny", "onnx", CLASSES)
         assert manifest["fusion"]["folded"] == 2
         assert manifest["certificate"]["inputs"] >= 8
@@ -101,7 +100,7 @@ class TestTheProcess:
         def criminal(arguments: list[str], **options: object) -> "subprocess.Popen[bytes]":
             return real([sys.executable, "-c", f"import os, signal\n{crime}"], **options)  # type: ignore[call-overload, no-any-return]
 
-        monkeypatch.setattr(conversion.subprocess, "Popen", criminal)
+        monkeypatch.setattr(subprocess, "Popen", criminal)
         with pytest.raises(ConversionFailed, match=word) as caught:
             Converter().run(Request(folder / "net.onnx"), folder)
         assert caught.value.code == code
@@ -119,7 +118,7 @@ class TestTheProcess:
             seen.update(options["env"])  # type: ignore[call-overload]
             return real(arguments, **options)  # type: ignore[call-overload, no-any-return]
 
-        monkeypatch.setattr(conversion.subprocess, "Popen", watching)
+        monkeypatch.setattr(subprocess, "Popen", watching)
         assert converter.run(Request(onnx_file), folder)["classes"] == CLASSES
         assert "AWS_SECRET_ACCESS_KEY" not in seen
 
@@ -129,10 +128,10 @@ class TestTheProcess:
                 sys.executable,
                 "-P",
                 "-m",
-                "models.convert",
+                "models.worker",
                 "--lifeline",
-                str(onnx_file),
-                str(folder / "artefact"),
+                *("--read", str(onnx_file), "--write", str(folder)),
+                *("convert", str(onnx_file), str(folder)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -141,10 +140,11 @@ class TestTheProcess:
         )
         assert child.stdin is not None
         assert child.stdout is not None
+        assert "confined" in json.loads(child.stdout.readline())
         assert json.loads(child.stdout.readline()) == {"stage": "opening"}
         child.stdin.close()  # as it is when the parent is killed
         start = time.monotonic()
         assert child.wait(timeout=10) == 1
         assert time.monotonic() - start < 5
         child.stdout.close()
-        assert not (folder / "artefact" / "manifest.json").exists()
+        assert not (folder / "manifest.json").exists()

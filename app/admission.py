@@ -1,0 +1,90 @@
+"""What a conversion leaves behind is taken over only as what it must be: plain files, and a whole artefact.
+
+The process that wrote it read a file from outside and is not trusted.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import fusion
+from app.schemas import ModelDetail
+from fusion.artefact import GRAPH, MANIFEST, WEIGHTS
+from fusion.errors import ClearfoldError
+from models.preprocess import InputSpec
+
+MIB = 2**20
+
+_TEXTS = {GRAPH: 256 * MIB, MANIFEST: 64 * MIB}
+
+
+class NotAdmitted(ClearfoldError):
+    """A conversion left something behind that is no artefact."""
+
+    code = "conversion-failed"
+
+
+def take(scratch: Path, target: Path, files: Mapping[str, int | None]) -> None:
+    """Move the files of these names (-> most bytes) from the folder of an ended child; links, devices and whatever
+    else is no plain file of its own are refused. Raises NotAdmitted."""
+    with _folder(scratch) as source, _folder(target) as sink:
+        for name, most in files.items():
+            try:
+                found = os.stat(name, dir_fd=source, follow_symlinks=False)
+            except OSError as error:
+                raise NotAdmitted(f"The conversion left no {name} behind ({error.strerror}).") from error
+            plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
+            if not plain:
+                raise NotAdmitted(f"What the conversion left as {name} is no plain file; it was thrown away.")
+            if most is not None and found.st_size > most:
+                raise NotAdmitted(f"{name} has {found.st_size} bytes, more than the {most} that are taken.")
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=sink)
+
+
+def artefact(scratch: Path, target: Path, most: int | None) -> dict[str, Any]:
+    """Take an artefact over into the new folder `target`, the weights of at most so many bytes, and return its
+    manifest. Raises NotAdmitted, ArtefactError, NonFiniteWeights."""
+    target.mkdir()
+    take(scratch, target, {**_TEXTS, WEIGHTS: most})
+    network, manifest = fusion.load(target)
+    try:
+        described = ModelDetail.model_validate({**manifest, "id": "", "default": False})
+        spec = InputSpec.from_json(manifest["input"])
+    except (ValidationError, ClearfoldError) as error:
+        raise NotAdmitted(
+            f"The conversion wrote a manifest that makes no sense ({_first(error)})."
+        ) from error
+    _check(network, described, spec)
+    return manifest
+
+
+def _check(network: fusion.Network, described: ModelDetail, spec: InputSpec) -> None:
+    """What the manifest says of the network is so."""
+    (image,) = network.inputs
+    if image.shape[1] != spec.channels:
+        raise NotAdmitted(f"The network takes {image.shape[1]} channels, its manifest says {spec.channels}.")
+    classes = network.outputs[0].shape[1]
+    labels = classes if described.labels is None else len(described.labels)
+    if not classes == described.classes == labels:
+        raise NotAdmitted(f"The network has {classes} classes, its manifest says otherwise.")
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _first(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        entry = error.errors()[0]
+        return f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}"
+    return str(error)

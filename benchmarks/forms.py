@@ -52,16 +52,19 @@ def _by_dynamo(module: nn.Module, x: Tensor, folder: Path) -> Path:
 
 def _by_legacy(module: nn.Module, x: Tensor, folder: Path) -> Path:
     path = folder / "legacy.onnx"
-    torch.onnx.export(
-        module,
-        (x[:1],),
-        path,
-        dynamo=False,
-        input_names=["input"],
-        output_names=["output"],
-        dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
-        verbose=False,
-    )
+    with (
+        torch.enable_grad()
+    ):  # without, nn.MultiheadAttention takes a fused path that this exporter cannot write
+        torch.onnx.export(
+            module,
+            (x[:1],),
+            path,
+            dynamo=False,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+            verbose=False,
+        )
     return path
 
 

@@ -1,0 +1,144 @@
+"""The benchmark of coverage: every form is written, run by its own runtime, opened, and held against it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import coverage
+from benchmarks.coverage import DIFFERENCE_GOAL, answer, difference, markdown, measure, scores, summarize
+from benchmarks.forms import FORMS, Form
+from benchmarks.networks import Architecture, randomize
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+class NotScriptable(Small):
+    """`any` over a generator is Python that TorchScript does not compile."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert any(side > 1 for side in x.shape)
+        return super().forward(x)
+
+
+class Own(Architecture):
+    """An architecture that no zoo has."""
+
+    kind: type[nn.Module] = Small
+
+    def build(self, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        module = self.kind()
+        randomize(module)
+        return module.eval()
+
+
+class OwnNotScriptable(Own):
+    kind = NotScriptable
+
+
+@pytest.fixture(scope="module")
+def row() -> dict[str, Any]:
+    return measure(Own("own:small", (3, 16, 16)))
+
+
+def test_every_form_of_a_small_network_comes_in(row: dict[str, Any]) -> None:
+    assert list(row["forms"]) == list(FORMS)
+    assert "error" not in row
+    for found in row["forms"].values():
+        assert [found[key] for key in ("attempted", "runs_in_original", "converted")] == [True] * 3
+        assert found["difference"] <= DIFFERENCE_GOAL
+        assert (found["missing"], found["error"], found["batch"]) == ([], None, None)
+
+
+def test_a_form_that_cannot_be_written_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "FORMS", {name: FORMS[name] for name in ("traced", "scripted")})
+    row = measure(OwnNotScriptable("own:not_scriptable", (3, 16, 16)))
+    assert "error" not in row
+    traced, scripted = row["forms"].values()
+    assert (traced["attempted"], traced["converted"]) == (True, True)
+    assert (scripted["attempted"], scripted["runs_in_original"]) == (False, False)
+    assert scripted["error"]
+    summary = summarize([row])
+    assert (summary["attempted"], summary["runs_in_original"], summary["right"]) == (1, 1, 1)
+    assert summary["beyond_goals"] == []
+    assert "## Not written by the exporter" in markdown({"summary": summary, "rows": [row]})
+
+
+def test_what_comes_in_as_another_network_is_found_out(
+    row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doubled(module: nn.Module) -> Any:
+        return lambda x: 2 * module(x)
+
+    monkeypatch.setattr(coverage, "FORMS", {"module": Form(FORMS["module"].write, doubled)})
+    wrong = measure(Own("own:wrong", (3, 16, 16)))
+    found = wrong["forms"]["module"]
+    assert found["converted"]
+    assert found["difference"] == pytest.approx(0.5)
+    assert found["original_rounding"] == pytest.approx(1.0)
+    assert found["converted_in_float64"] < 1e-12
+    assert wrong["error"].startswith("module:")
+    summary = summarize([row, wrong])
+    assert summary["beyond_goals"] == ["own:wrong module"]
+    assert (summary["converted"], summary["right"]) == (7, 6)
+    assert summary["worst_relative_difference"] == found["difference"]
+    assert "own:wrong, module: differs by 5.0e-01" in markdown({"summary": summary, "rows": [row, wrong]})
+
+
+def test_a_network_that_cannot_be_built_is_told() -> None:
+    row = measure(Architecture("torchvision:no_such_network", (3, 8, 8)))
+    summary = summarize([row])
+    assert (summary["networks"], summary["attempted"]) == (1, 0)
+    assert summary["failed"] == ["torchvision:no_such_network"]
+    assert "## Not measured to the end" in markdown({"summary": summary, "rows": [row]})
+
+
+def test_a_runtime_of_single_images_answers_one_by_one() -> None:
+    def single(x: Tensor) -> Tensor:
+        assert len(x) == 1
+        return x.flatten(1)
+
+    x = torch.randn(2, 3, 4, 4)
+    found, batch = answer(single, x)
+    assert batch == 1
+    assert torch.equal(found, x.flatten(1))
+    assert answer(lambda x: x.flatten(1), x)[1] is None
+
+
+def test_scores_are_the_first_table_of_an_answer() -> None:
+    table, maps = torch.randn(2, 5), torch.randn(2, 5, 1, 1)
+    assert torch.equal(scores((torch.tensor(1.0), [None, table], maps)), table)
+    assert torch.equal(scores([maps]), maps.flatten(1))
+
+
+def test_the_difference_is_of_the_outputs_scale() -> None:
+    expected = torch.tensor([[1.0, -4.0]])
+    assert difference(torch.tensor([[1.0, -3.0]]), expected) == pytest.approx(0.25)
+    assert difference(torch.tensor([[float("nan"), -3.0]]), expected) == float("inf")
+
+
+@pytest.mark.slow
+def test_the_command_writes_json(tmp_path: Path) -> None:
+    out, page = tmp_path / "rows.json", tmp_path / "page.md"
+    command = [sys.executable, "-m", "benchmarks.coverage", "--json", str(out), "--markdown", str(page)]
+    subprocess.run([*command, "--only", "torchvision:squeezenet1_0"], check=True, capture_output=True)
+    summary = json.loads(out.read_text())["summary"]
+    assert (summary["networks"], summary["attempted"], summary["right"]) == (1, 6, 6)
+    assert "| torchvision:squeezenet1_0 |" in page.read_text()

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from fusion.errors import BadFile, ClearfoldError
 from models.formats.onnx import images, quantized
-from models.formats.onnx.file import OnnxFile, decode, flatten
+from models.formats.onnx.file import OnnxFile, flatten
 from models.formats.onnx.module import OnnxModule
 from models.formats.onnx.plan import make
 from models.formats.onnx.runtime import Runtime
+from models.scan.onnx import decode
 
 __all__ = ["OnnxSource", "read"]
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fusion.errors import BadFile, UnsupportedOperator
 from models.formats.onnx.definitions import defined, definition
-from models.formats.onnx.file import MOST_NODES
 from models.formats.onnx.patterns import Known
 from models.formats.onnx.registry import OWN, Body, Node, find
+from models.scan.graphs import MOST_NODES
 
 # Looks a value up by its name: a tensor (which may lack storage), numbers, or None where nothing is known of it.
 Look = Callable[[str], Any]

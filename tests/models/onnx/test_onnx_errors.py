@@ -72,11 +72,11 @@ def test_weights_that_are_not_finite_are_listed(save: Save, value: float) -> Non
     assert error.value.names == ("layer1.conv.weight",)
 
 
-def external(name: str) -> TensorProto:
+def external(name: str, place: str = "net.onnx.data") -> TensorProto:
     tensor = numpy_helper.from_array(WEIGHT, name)
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="/etc/passwd")
+    tensor.external_data.add(key="location", value=place)
     return tensor
 
 
@@ -84,6 +84,14 @@ def test_external_data_in_an_initializer(save: Save) -> None:
     model = conv(w=WEIGHT)
     model.graph.initializer[0].CopyFrom(external("w"))
     with pytest.raises(BadFile, match="another file"):
+        read(save(model))
+
+
+@pytest.mark.parametrize("place", ["/etc/passwd", "../net.onnx.data", "a/../../b", "C:\\keys", "..\\keys"])
+def test_external_data_outside_of_the_folder(save: Save, place: str) -> None:
+    model = conv(w=WEIGHT)
+    model.graph.initializer[0].CopyFrom(external("w", place))
+    with pytest.raises(BadFile, match="outside of its folder"):
         read(save(model))
 
 

@@ -1,0 +1,116 @@
+"""The tensors of a decoded ONNX file: all of their data is in it, and it is as much as they declare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import PurePosixPath, PureWindowsPath
+
+import onnx
+import onnx_ir as ir
+
+from fusion.errors import BadFile
+from models.scan.graphs import bodies, graphs_within, nodes_within
+
+_MOST_DIMENSIONS = 32  # NumPy's own bound, before 2.0
+
+# The field that a tensor's elements are in where they are not raw bytes (onnx.proto); others are in int32_data.
+_FIELDS = {
+    ir.DataType.FLOAT: "float_data",
+    ir.DataType.COMPLEX64: "float_data",
+    ir.DataType.DOUBLE: "double_data",
+    ir.DataType.COMPLEX128: "double_data",
+    ir.DataType.INT64: "int64_data",
+    ir.DataType.UINT32: "uint64_data",
+    ir.DataType.UINT64: "uint64_data",
+    ir.DataType.STRING: "string_data",
+}
+_COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
+
+
+def check_tensors(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse data that is elsewhere or missing, and kinds of numbers that ONNX does not have."""
+    for tensor in tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise _external(tensor, name)
+        _check_data(tensor, name)
+
+
+def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor in the file: initializers and attributes, in the graph, its subgraphs and functions."""
+    graphs = [proto.graph]
+    graphs += [graph for t in proto.training_info for graph in (t.initialization, t.algorithm)]
+    graphs += [graph for nodes in bodies(proto) for graph in graphs_within(nodes)]
+    for graph in graphs:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for nodes in bodies(proto):
+        for node in nodes_within(nodes):
+            for attribute in node.attribute:
+                yield from _of_attribute(attribute)
+    for function in proto.functions:
+        for attribute in function.attribute_proto:
+            yield from _of_attribute(attribute)
+
+
+def _of_attribute(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+    one = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+    for sparse in (*one, *attribute.sparse_tensors):
+        yield from (sparse.values, sparse.indices)
+
+
+def _external(tensor: onnx.TensorProto, name: str) -> BadFile:
+    """No path in the file is followed, wherever it leads: the message only tells those apart that lead elsewhere."""
+    place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    parts = (*PurePosixPath(place).parts, *PureWindowsPath(place).parts)
+    if ".." in parts or PurePosixPath(place).is_absolute() or PureWindowsPath(place).anchor:
+        return BadFile(
+            f"{name} points at a file outside of its folder ('{place[:200]}', for the weights '{tensor.name}'). "
+            "Such files are not read. Save the network as a single file."
+        )
+    return BadFile(
+        f"{name} keeps weights ('{tensor.name}') in another file. Save it as a single file "
+        "(torch.onnx.export with external_data=False, or onnx.save with save_as_external_data=False)."
+    )
+
+
+def _check_data(tensor: onnx.TensorProto, name: str) -> None:
+    try:
+        kind = ir.DataType(tensor.data_type)
+    except ValueError:
+        kind = ir.DataType.UNDEFINED
+    if kind == ir.DataType.UNDEFINED:
+        raise _broken(tensor, f"is of an element type ({tensor.data_type}) that ONNX does not have", name)
+    dims = tuple(tensor.dims)
+    if len(dims) > _MOST_DIMENSIONS or min(dims, default=0) < 0:
+        raise _broken(tensor, f"has the shape {list(dims[:8])}, which no tensor has", name)
+    elements = math.prod(dims)
+    if tensor.HasField("raw_data"):
+        if kind == ir.DataType.STRING:
+            raise _broken(tensor, "keeps text as raw bytes", name)
+        unit, needed, held = "bytes", -(-elements * kind.bitwidth // 8), len(tensor.raw_data)
+    else:
+        unit, needed = "values", _values(kind, elements)
+        held = len(getattr(tensor, _FIELDS.get(kind, "int32_data")))
+    if needed != held:
+        raise _broken(tensor, f"declares {needed:,} {unit} and holds {held:,}", name)
+
+
+def _values(kind: ir.DataType, elements: int) -> int:
+    """How many values stand for so many elements outside of raw bytes: the smallest types share one."""
+    if kind in _COMPLEX:
+        return 2 * elements
+    if kind == ir.DataType.STRING or kind.bitwidth >= 8:
+        return elements
+    return -(-elements // (8 // kind.bitwidth))
+
+
+def _broken(tensor: onnx.TensorProto, what: str, name: str) -> BadFile:
+    return BadFile(
+        f"{name} is not a readable ONNX file: the tensor '{tensor.name}' {what}. "
+        "The file is truncated, damaged or hostile: export it again."
+    )

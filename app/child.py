@@ -3,6 +3,7 @@
 It is not trusted: whatever it says or writes is bounded.
 """
 
+import json
 import os
 import stat
 import subprocess
@@ -87,6 +88,16 @@ class Child:
     folder: Path
     stderr: BinaryIO
     outcome: Outcome = field(default_factory=Outcome)
+
+    def send(self, program: Sequence[str]) -> bool:
+        """Give work to a child that waits for it; whether it is there to take it."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(program).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            return False
+        return self.process.poll() is None
 
     def follow(self, allowance: Allowance, say: Say) -> Outcome:
         """Listen until it says no more, within the allowance, and end it."""
@@ -177,6 +188,8 @@ def _environment(zoo: bool) -> dict[str, str]:
         "PYTHONPATH": str(Path(models.__file__).resolve().parent.parent),
         "PYTHONDONTWRITEBYTECODE": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        # Weights go back to the system when they are freed: without, the C library keeps ever larger blocks.
+        "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
     }
 
 

@@ -5,12 +5,14 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app import admission
 from app.child import Allowance, Child, Confined, Outcome, Say, start
+from app.spare import Spare, Workspace
 from fusion.errors import ClearfoldError
 
 _log = logging.getLogger(__name__)
@@ -54,23 +56,43 @@ class Request:
 class Converter:
     """Starts conversion processes and knows which ones are alive. Safe to use from several threads."""
 
-    def __init__(self, seconds: float = 120, memory: int | None = None) -> None:
+    def __init__(
+        self, seconds: float = 120, memory: int | None = None, workspace: Workspace | None = None
+    ) -> None:
+        """workspace: where a spare child waits once `prepare` has been called; without, each is started anew."""
         self.seconds = seconds
         self.memory = memory
+        self._spare = Spare(workspace, self._limits()) if workspace else None
         self._alive: set[Child] = set()
         self._closed = False
+
+    def prepare(self) -> None:
+        """Have a child ready for the next file."""
+        if self._spare is not None:
+            self._spare.prepare()
 
     def run(self, request: Request, folder: Path, say: Say = lambda stage: None) -> dict[str, Any]:
         """Write the artefact to `folder/artefact` and return its manifest.
 
         Raises ConversionFailed, and ArtefactError where what the child wrote is no artefact.
         """
-        scratch = _scratch(folder)
-        zoo = isinstance(request.source, str)
-        options = ["--zoo"] if zoo else ["--read", str(request.source)]
         source, *described = request.arguments()
-        self._work(options, ["convert", *described, "--", source, str(scratch)], folder, say, zoo=zoo)
-        return admission.artefact(scratch, folder / "artefact", self.memory)
+
+        def program(file: Path | str, scratch: Path) -> list[str]:
+            return ["convert", *described, "--", str(file), str(scratch)]
+
+        if isinstance(request.source, str):
+            scratch = _scratch(folder)
+            self._work(["--zoo"], program(source, scratch), folder, say, zoo=True)
+            return admission.artefact(scratch, folder / "artefact", self.memory)
+        with self._spare.taken() if self._spare else nullcontext() as waiting:
+            if waiting is not None and waiting.take(request.source, program):
+                scratch = waiting.scratch
+                self._finish(waiting.child, "convert", say)
+            else:
+                scratch = _scratch(folder)
+                self._work(["--read", source], program(source, scratch), folder, say)
+            return admission.artefact(scratch, folder / "artefact", self.memory)
 
     def export(self, artefact: Path, file: Path) -> None:
         """Write a stored network as a .onnx or .pt2 file. Raises ConversionFailed."""
@@ -88,6 +110,8 @@ class Converter:
     def close(self) -> None:
         """End all conversions."""
         self._closed = True
+        if self._spare is not None:
+            self._spare.close()
         for child in tuple(self._alive):
             child.process.kill()
 
@@ -102,16 +126,19 @@ class Converter:
     ) -> Outcome:
         with (folder / "stderr").open("w+b") as stderr:
             child = start([*options, *self._limits()], program, _scratch(folder), stderr, zoo=zoo)
-            self._alive.add(child)
-            try:
-                outcome = child.follow(Allowance(self.seconds, self.memory), say)
-            finally:
-                self._alive.discard(child)
-            if _succeeded(outcome, program):
-                return outcome
-            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _LOGGED))
-            last = stderr.read().decode(errors="replace")
-            _log.warning("%s ended with %s: %s", program[0] if program else "worker", outcome.code, last)
+            return self._finish(child, program[0] if program else None, say)
+
+    def _finish(self, child: Child, program: str | None, say: Say) -> Outcome:
+        self._alive.add(child)
+        try:
+            outcome = child.follow(Allowance(self.seconds, self.memory), say)
+        finally:
+            self._alive.discard(child)
+        if _succeeded(outcome, program):
+            return outcome
+        child.stderr.seek(max(0, child.stderr.seek(0, os.SEEK_END) - _LOGGED))
+        last = child.stderr.read().decode(errors="replace")
+        _log.warning("%s ended with %s: %s", program or "worker", outcome.code, last)
         raise self._failed(outcome)
 
     def _limits(self) -> list[str]:
@@ -158,8 +185,8 @@ def _scratch(folder: Path) -> Path:
     return scratch
 
 
-def _succeeded(outcome: Outcome, program: Sequence[str]) -> bool:
-    if not program:
+def _succeeded(outcome: Outcome, program: str | None) -> bool:
+    if program is None:
         return outcome.confined is not None and outcome.code == 0
     return outcome.done and outcome.failure is None and outcome.ended_for is None
 

@@ -8,7 +8,8 @@ from typing import Annotated, TypeVar
 from fastapi import Depends
 from starlette.requests import Request
 
-from app.conversion import Converter
+from app.child import Confined
+from app.conversion import ConversionFailed, Converter
 from app.engine import Engine
 from app.library import Library
 from app.problems import Problem, busy
@@ -27,11 +28,15 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(settings.data)
-        self.library = Library(self.store, Converter(settings.conversion_seconds, settings.conversion_memory))
+        workspace = self.store.workspace if settings.spare_converter else None
+        self.library = Library(
+            self.store, Converter(settings.conversion_seconds, settings.conversion_memory, workspace)
+        )
         self.engine = Engine(self.store, settings.device, settings.loaded_models)
         self.explaining = Pool("explain", settings.concurrency, settings.queue)
         self.converting = Pool("convert", settings.conversions, settings.queue)
         self.trouble: str | None = "The server is still preparing its default network."
+        self.sandbox: Confined | None = None
         self._preparation: asyncio.Task[None] | None = None
 
     @property
@@ -60,9 +65,11 @@ class Service:
 
     async def _prepare(self) -> None:
         try:
+            await self.converting.run(self._try_sandbox)
             await self.converting.run(self.library.ensure_builtin)
             await self.explaining.run(lambda: self.engine.ready(self.settings.default_model))
             self.trouble = None
+            await asyncio.to_thread(self.library.converter.prepare)
         except UnknownModel as error:
             self.trouble = f"The default network is missing. {error}"
         except Exception as error:
@@ -71,11 +78,27 @@ class Service:
         if self.trouble:
             _log.error("%s", self.trouble)
 
+    def _try_sandbox(self) -> None:
+        """Find out what holds conversions here, and say so once."""
+        try:
+            self.sandbox = self.library.confinement()
+        except ConversionFailed as error:
+            _log.error("the sandbox of uploads could not be tried: %s", error)
+        else:
+            _report(self.sandbox)
+
     def _not_yet(self, reference: str) -> Problem | None:
         """What to say of a network that is not there because the server has only just started."""
         if reference in (BUILTIN, self.settings.default_model) and self.trouble:
             return busy(5, self.trouble, "model-not-ready")
         return None
+
+
+def _report(sandbox: Confined) -> None:
+    layers = "; ".join(f"{name}: {how}" for name, how in sandbox.layers.items())
+    _log.info("uploads are read in a sandbox (%s)", layers)
+    for name, why in sandbox.missing.items():
+        _log.warning("the sandbox of uploads lacks %s: %s", name, why)
 
 
 def _service(request: Request) -> Service:

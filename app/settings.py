@@ -31,6 +31,10 @@ class Settings(BaseSettings):
     max_image: int = Field(default=32 * MIB, gt=0, description="Largest image file, in bytes")
     conversion_seconds: float = Field(default=120, gt=0, description="Longest that a conversion may take")
     conversion_memory: int = Field(default=8 * GIB, gt=0, description="Bytes that a conversion may hold")
+    spare_converter: bool = Field(
+        default=True,
+        description="Keep a conversion process waiting, so that uploads are ready seconds sooner",
+    )
     conversions: int = Field(default=1, ge=1, description="Conversions at the same time")
     loaded_models: int = Field(default=8, ge=1, description="Networks kept in memory, the last used ones")
     concurrency: int = Field(default=2, ge=1, description="Explanations computed at the same time")
@@ -41,7 +45,7 @@ class Settings(BaseSettings):
         default=2 * GIB, gt=0, description="Bytes that such a method may compute with at once, about"
     )
     queue: int = Field(default=32, ge=0, description="Requests that may wait for their turn; more get 503")
-    # Reading these formats can run code that is in the file. The conversion process is disposable and
-    # limited, but it is no sandbox: turn this off wherever strangers can upload.
-    allow_executable: bool = Field(default=True, description="Take TorchScript and torch.export files")
+    # Reading these formats can run code that is in the file. That happens in the sandbox of the conversions, but
+    # whoever switches it on should know who uploads; ONNX files are only read.
+    allow_executable: bool = Field(default=False, description="Take TorchScript and torch.export files too")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,7 +1,10 @@
 """The disposable child process: confines itself, then does one piece of work on something from outside.
 
     python -m models.worker [--read PATH] [--write FOLDER] [--zoo] [--memory BYTES] [--seconds N] [--lifeline]
-                            convert|export ARGUMENTS
+                            [--wait] convert|export ARGUMENTS
+
+With --wait the program and its arguments come later, on stdin, as one line of JSON: the process has loaded by then
+what it needs.
 
 Nothing heavy is imported before the process is confined: torch starts threads, and those would stay free. What
 the child has to say goes to stdout, one JSON object a line: {"confined": ...} first, {"stage": ...} while it
@@ -49,13 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _profile(options), sandbox.Limits(options.memory, options.memory, options.seconds)
     )
     tell({"confined": confinement.to_json()})
+    program, given = options.program, options.arguments
+    if options.wait:
+        importlib.import_module("models.rehearsal").rehearse()
+        program, *given = json.loads(
+            sys.stdin.readline() or "[null]"
+        )  # it may be that there is nothing to do
     if options.lifeline:
         _follow(sys.stdin)
-    if options.program is None:
+    if program is None:
         return 0
     try:
-        work: Work = importlib.import_module(_PROGRAMS[options.program]).work
-        tell({"result": work(options.arguments, lambda stage: tell({"stage": stage}))})
+        work: Work = importlib.import_module(_PROGRAMS[program]).work
+        tell({"result": work(given, lambda stage: tell({"stage": stage}))})
     except Exception as error:
         traceback.print_exc()  # to stderr, for the server's log
         tell({"error": explained(error)})
@@ -102,6 +111,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=int, help="seconds of processor time")
     parser.add_argument("--lifeline", action="store_true", help="end when stdin is closed")
+    parser.add_argument("--wait", action="store_true", help="read the program and its arguments from stdin")
     parser.add_argument("program", nargs="?", choices=_PROGRAMS, help="without one, only say what confines")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser.parse_args(arguments)

@@ -1,7 +1,8 @@
-"""What all tests share: where the shared data lies, calibrated networks, and quiet torch threads."""
+"""What all tests share: where the shared data lies, a seed, and servers that keep no process waiting."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no folder 'shared' beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_spare_converters() -> Iterator[None]:
+    """Most servers of tests convert nothing: a process that loads torch for each of them would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLEARFOLD_SPARE_CONVERTER", "false")
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,11 @@ import fusion
 from app.schemas import ModelDetail
 from fusion.artefact import GRAPH, MANIFEST, WEIGHTS
 from fusion.errors import ClearfoldError
+from fusion.footprint import footprint
 from models.preprocess import InputSpec
 
 MIB = 2**20
+GIB = 2**30
 
 _TEXTS = {GRAPH: 256 * MIB, MANIFEST: 64 * MIB}
 
@@ -27,6 +29,12 @@ class NotAdmitted(ClearfoldError):
     """A conversion left something behind that is no artefact."""
 
     code = "conversion-failed"
+
+
+class TooLarge(ClearfoldError):
+    """A network whose values take more memory than is given for it."""
+
+    code = "conversion-out-of-memory"
 
 
 def take(scratch: Path, target: Path, files: Mapping[str, int | None]) -> None:
@@ -60,6 +68,7 @@ def artefact(scratch: Path, target: Path, most: int | None) -> dict[str, Any]:
             f"The conversion wrote a manifest that makes no sense ({_first(error)})."
         ) from error
     _check(network, described, spec)
+    _measure(network, most)
     return manifest
 
 
@@ -72,6 +81,16 @@ def _check(network: fusion.Network, described: ModelDetail, spec: InputSpec) -> 
     labels = classes if described.labels is None else len(described.labels)
     if not classes == described.classes == labels:
         raise NotAdmitted(f"The network has {classes} classes, its manifest says otherwise.")
+
+
+def _measure(network: fusion.Network, most: int | None) -> None:
+    """What its explanations will hold in memory is within bounds, however small the file was."""
+    needed = footprint(network)
+    if most is not None and needed > most:
+        raise TooLarge(
+            f"One image's values in this network take {needed / GIB:.3g} GiB, more than the {most / GIB:.3g} GiB that "
+            "a conversion may hold: raise the server's CLEARFOLD_CONVERSION_MEMORY, or state a smaller input size."
+        )
 
 
 @contextmanager

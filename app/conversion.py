@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from app import admission
@@ -17,6 +18,7 @@ from fusion.errors import ClearfoldError
 
 _log = logging.getLogger(__name__)
 
+SHUTTING_DOWN = "model-not-ready"
 _LOGGED = 4000  # characters of stderr
 
 
@@ -101,9 +103,10 @@ class Converter:
         self._work(["--read", str(artefact)], ["export", "--", str(artefact), str(draft)], file.parent)
         admission.take(scratch, file.parent, {file.name: self.memory})
 
-    def confinement(self, folder: Path) -> Confined:
+    def confinement(self) -> Confined:
         """What holds a conversion on this system. Raises ConversionFailed."""
-        outcome = self._work([], [], folder)
+        with TemporaryDirectory() as folder:
+            outcome = self._work([], [], Path(folder))
         assert outcome.confined is not None  # it is the first that a child says
         return outcome.confined
 
@@ -151,7 +154,7 @@ class Converter:
         if outcome.failure is not None:
             return ConversionFailed(outcome.failure.code, _plain(outcome.failure.message))
         if self._closed:
-            return ConversionFailed("model-not-ready", "The server is shutting down: upload it again later.")
+            return ConversionFailed(SHUTTING_DOWN, "The server is shutting down: upload it again later.")
         if outcome.ended_for == "time" or code == -signal.SIGXCPU:
             return ConversionFailed(
                 "conversion-timeout",

@@ -36,7 +36,13 @@ def main() -> int:
         return 2
     output: Path = arguments.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
-    settings = Settings(host=arguments.host, port=arguments.port, data=output / "store", log_level="warning")
+    settings = Settings(
+        host=arguments.host,
+        port=arguments.port,
+        data=output / "store",
+        log_level="warning",
+        allow_executable=True,  # on one's own machine, for one's own files
+    )
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),

@@ -277,5 +277,16 @@ class SampleList(BaseModel):
     samples: list[Sample]
 
 
+class Sandbox(BaseModel):
+    """What holds the processes that read uploads."""
+
+    layers: dict[str, str] = Field(description="The layers that are on, and how")
+    missing: dict[str, str] = Field(description="The layers that this system lacks, and why")
+
+
 class Health(BaseModel):
     status: str
+
+
+class Readiness(Health):
+    sandbox: Sandbox | None = Field(description="What uploads are read in; null where it could not be tried")

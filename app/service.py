@@ -9,7 +9,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from app.child import Confined
-from app.conversion import ConversionFailed, Converter
+from app.conversion import SHUTTING_DOWN, ConversionFailed, Converter
 from app.engine import Engine
 from app.library import Library
 from app.problems import Problem, busy
@@ -81,9 +81,10 @@ class Service:
     def _try_sandbox(self) -> None:
         """Find out what holds conversions here, and say so once."""
         try:
-            self.sandbox = self.library.confinement()
+            self.sandbox = self.library.converter.confinement()
         except ConversionFailed as error:
-            _log.error("the sandbox of uploads could not be tried: %s", error)
+            if error.code != SHUTTING_DOWN:
+                _log.error("the sandbox of uploads could not be tried: %s", error)
         else:
             _report(self.sandbox)
 

@@ -13,12 +13,23 @@ from safetensors.torch import save_file
 from torch import Tensor, fx
 
 from fusion.errors import ArtefactError, UnsupportedOperator
-from fusion.network import Network, check_finite
+from fusion.network import Network, check_finite, is_path
 from fusion.operators import is_allowed, operator_for, operator_key
 
 VERSION = 1
 GRAPH, WEIGHTS, MANIFEST = "graph.json", "weights.safetensors", "manifest.json"
 _MAX_NODES = 200_000
+# What reading a graph ends with that nobody has written.
+_DAMAGED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    RecursionError,
+    AssertionError,
+)
 
 # Torch values that may stand among a call's arguments, by their stored kind.
 _KINDS: dict[str, type] = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
@@ -47,7 +58,7 @@ def load(folder: Path) -> tuple[Network, dict[str, Any]]:
     constants = _read_weights(folder / WEIGHTS)
     try:
         graph = _decode_graph(stored["nodes"], constants)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except _DAMAGED as error:
         raise ArtefactError(f"{GRAPH} is damaged ({error!r}). Upload the network again.") from error
     return Network(graph, constants), manifest
 
@@ -60,7 +71,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"{path.name} cannot be read ({error}). Upload the network again.") from error
     if not isinstance(value, dict):
         raise ArtefactError(f"{path.name} is damaged. Upload the network again.")
@@ -141,6 +152,9 @@ def _decode_graph(entries: list[dict[str, Any]], constants: dict[str, Tensor]) -
     nodes: dict[str, fx.Node] = {}
     for entry in entries:
         op, name = entry["op"], entry["name"]
+        for text in (name, *entry.get("kwargs", {})):  # they are written into source code
+            if not is_path(text) or "." in text:
+                raise ValueError("a name that is none of Python's")
         args = tuple(_decode(entry.get("args", []), nodes))
         kwargs = {key: _decode(value, nodes) for key, value in entry.get("kwargs", {}).items()}
         if op == "placeholder":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
 import operator
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -185,13 +187,14 @@ def retarget(
 
 def graph_module(constants: Mapping[str, Tensor], graph: fx.Graph, class_name: str) -> fx.GraphModule:
     """The graph as a module. Constants keep their names as attributes, but where an attribute of GraphModule ("graph",
-    "code", "meta") or the path of another constant ("a" and "a.b") is in the way."""
+    "code", "meta") or the path of another constant ("a" and "a.b") is in the way, or where a name cannot stand in
+    Python: the module is written out as source, in which a name from a file must not become code."""
     reserved = set(dir(fx.GraphModule({}, fx.Graph())))
     parents = {name[:i] for name in constants for i, letter in enumerate(name) if letter == "."}
     names: dict[str, str] = {}
     for name in constants:
-        free = name not in parents and name.partition(".")[0] not in reserved
-        new = name if free else "constant_" + name.replace(".", "_")
+        free = name not in parents and name.partition(".")[0] not in reserved and is_path(name)
+        new = name if free else "constant_" + re.sub(r"\W", "_", name, flags=re.ASCII)
         while not free and (new in constants or new in names.values() or new in parents):
             new += "_"
         names[name] = new
@@ -203,6 +206,13 @@ def graph_module(constants: Mapping[str, Tensor], graph: fx.Graph, class_name: s
             if node.op == "get_attr":
                 node.target = names[str(node.target)]
     return fx.GraphModule({names[name]: t for name, t in constants.items()}, graph, class_name=class_name)
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is one of Python's, or several with dots between them."""
+    return name.isascii() and all(
+        part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")
+    )
 
 
 def op_name(node: fx.Node) -> str:

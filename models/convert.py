@@ -32,6 +32,9 @@ DIFFERENT = 0.05  # relative: beyond this the fused network is not the network t
 REMARKABLE = 1e-4  # relative: beyond this the user should know, as with files in half precision
 
 
+_CALLED = {"torchscript": "TorchScript", "export": "torch.export"}
+
+
 class NotEquivalent(ClearfoldError):
     """What was read from the file does not compute what the file's own runtime computes."""
 
@@ -114,9 +117,9 @@ def _refuse(source: str | Path, refused: Sequence[str]) -> None:
     found = detect(source).name
     if found in refused:
         raise FormatRefused(
-            f"This server takes no {found} files, because reading one can run code that is in it. Export the "
-            "network as ONNX, which needs no setting; or, where everyone who uploads is trusted, set the server's "
-            "CLEARFOLD_ALLOW_EXECUTABLE=true."
+            f"This server takes no {_CALLED.get(found, found)} files, because reading one can run code that is in "
+            "it. Export the network as ONNX, which needs no setting; or, where everyone who uploads is trusted, set "
+            "the server's CLEARFOLD_ALLOW_EXECUTABLE=true."
         )
 
 

@@ -13,12 +13,22 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on [8000].")] = None,
     data: Data = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ... [auto].")] = None,
+    allow_executable: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-executable/--no-allow-executable",
+            help="Take TorchScript and torch.export files too, which can run code when they are read [no].",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve the HTTP API and the page until Ctrl-C. Every setting is also a variable CLEARFOLD_*."""
     import logging
 
     folder = data.absolute() if data is not None else None
-    settings = read_settings(host=host, port=port, data=folder, device=device)
+    settings = read_settings(
+        host=host, port=port, data=folder, device=device, allow_executable=allow_executable
+    )
     with working("Loading"):
         import uvicorn
 

@@ -5,7 +5,7 @@ from starlette.responses import JSONResponse
 
 from app.problems import KINDS, Problem, busy
 from app.routes import problems
-from app.schemas import Health
+from app.schemas import Health, Readiness, Sandbox
 from app.service import Serving
 
 router = APIRouter(tags=["health"])
@@ -19,10 +19,11 @@ async def healthz() -> Health:
 @router.get(
     "/readyz", summary="The default network is ready to explain", responses=problems("model-not-ready")
 )
-async def readyz(service: Serving) -> Health:
+async def readyz(service: Serving) -> Readiness:
     if service.trouble:
         raise busy(5, service.trouble, "model-not-ready")
-    return Health(status="ready")
+    confined = service.sandbox
+    return Readiness(status="ready", sandbox=Sandbox(**confined.model_dump()) if confined else None)
 
 
 @router.get(

@@ -15,6 +15,7 @@ from app.main import create_app
 from app.middleware import Envelope
 from app.problems import KINDS
 from app.settings import Settings
+from tests.support.served import eventually
 
 
 class TestProblems:
@@ -140,7 +141,13 @@ class TestHealth:
         while (answer := api.get("/readyz")).status_code == 503:
             assert "preparing" in answer.json()["detail"]
             assert answer.headers["Retry-After"]
-        assert answer.json() == {"status": "ready"}
+        assert answer.json()["status"] == "ready"
+
+    def test_an_operator_sees_what_uploads_are_read_in(self, api: TestClient) -> None:
+        eventually(lambda: api.get("/readyz").status_code == 200)
+        sandbox = api.get("/readyz").json()["sandbox"]
+        assert {*sandbox["layers"], *sandbox["missing"]} == {"privileges", "landlock", "seccomp", "limits"}
+        assert "memory" in sandbox["layers"]["limits"]
 
     def test_a_default_network_that_is_missing_is_said_to_be(self, prepared: Path) -> None:
         settings = Settings(data=prepared, device="cpu", default_model="nobody")

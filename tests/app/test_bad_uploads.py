@@ -161,10 +161,16 @@ class TestLimits:
                 assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body-too-large")
         assert workspaces(data) == []
 
-    def test_formats_that_run_code_can_be_refused(self, data: Path, torchscript_file: Path) -> None:
-        with TestClient(create_app(Settings(data=data, device="cpu", allow_executable=False))) as api:
-            answer = api.post("/v1/models", content=torchscript_file.read_bytes(), headers=BINARY)
-        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/format-refused")
+    def test_formats_that_run_code_are_refused_unless_they_are_switched_on(
+        self, data: Path, torchscript_file: Path, exported_file: Path
+    ) -> None:
+        with TestClient(create_app(Settings(data=data, device="cpu"))) as api:
+            for file, called in ((torchscript_file, "TorchScript"), (exported_file, "torch.export")):
+                answer = api.post("/v1/models", content=file.read_bytes(), headers=BINARY)
+                assert (answer.status_code, answer.json()["type"]) == (422, "/problems/format-refused")
+                for word in (called, "ONNX", "CLEARFOLD_ALLOW_EXECUTABLE"):
+                    assert word in answer.json()["detail"]
+        assert workspaces(data) == []
 
     def test_a_conversion_that_takes_too_long(self, data: Path, onnx_file: Path) -> None:
         with TestClient(create_app(Settings(data=data, device="cpu", conversion_seconds=0.5))) as api:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fusion
 from fusion.errors import ArtefactError, NonFiniteWeights, UnsupportedOperator
+from fusion.footprint import footprint
 from tests.nets import FAMILIES, bottleneck, family
 
 
@@ -97,3 +99,81 @@ def test_operators_off_the_list_are_not_stored(tmp_path: Path) -> None:
     network = fusion.capture(Random(), (torch.randn(1, 3),))
     with pytest.raises(UnsupportedOperator, match="rand_like"):
         fusion.save(network, tmp_path, {})
+
+
+class TestNamesAreNoCode:
+    """A network runs as a module whose source is written from its graph; names must not get to say anything there."""
+
+    CODE = 'x", 0) is open("{file}", "w") or getattr(self, "y'
+
+    def test_a_constant_may_be_called_anything(self, stored: Path, tmp_path: Path) -> None:
+        before, _ = fusion.load(stored)
+        witness = tmp_path / "witness"
+        names = [self.CODE.format(file=witness), "class", "a b", "café", "x\n"]
+        weights = load_file(stored / "weights.safetensors")
+        graph = (stored / "graph.json").read_text()
+        for old, new in zip(list(weights), names, strict=False):
+            weights[new] = weights.pop(old)
+            graph = graph.replace(f'"target": "{old}"', f'"target": {json.dumps(new)}')
+        save_file(weights, stored / "weights.safetensors")
+        (stored / "graph.json").write_text(graph)
+        after, _ = fusion.load(stored)
+        assert set(names) <= set(after.constants)
+        x = torch.randn(2, 3, 16, 16)
+        assert torch.equal(after(x), before(x))
+        assert not witness.exists()
+
+    def test_an_input_or_an_argument_may_not(self, stored: Path, tmp_path: Path) -> None:
+        witness = tmp_path / "witness"
+        graph = json.loads((stored / "graph.json").read_text())
+        for place in ("name", "keyword"):
+            changed = json.loads(json.dumps(graph))
+            if place == "name":
+                changed["nodes"][0]["name"] = f"x=open({str(witness)!r}, 'w')"
+            else:
+                call = next(node for node in changed["nodes"] if node["op"] == "call_function")
+                call["kwargs"] = {f"**{{str(open({str(witness)!r}, 'w')): 0}}, x": 0}
+            (stored / "graph.json").write_text(json.dumps(changed))
+            with pytest.raises(ArtefactError, match=r"graph\.json is damaged"):
+                fusion.load(stored)
+        assert not witness.exists()
+
+
+@pytest.mark.parametrize("name", ["graph.json", "manifest.json"])
+def test_json_without_an_end_to_its_depth_is_damage(stored: Path, name: str) -> None:
+    (stored / name).write_text("[" * 10**6)
+    with pytest.raises(ArtefactError, match=name):
+        fusion.load(stored)
+
+
+class TestFootprint:
+    def test_it_counts_every_value_once(self) -> None:
+        network = fusion.capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU()).eval(), (torch.zeros(2, 4),))
+        assert footprint(network) == 4 * (4 + 8 + 8)
+
+    def test_what_a_small_file_would_take(self, stored: Path) -> None:
+        """A graph that fills 4 TiB is measured, not run."""
+        change(stored, "aten.new_zeros.default", [[2**20, 2**20]])
+        assert footprint(fusion.load(stored)[0]) > 2**42
+
+    @pytest.mark.parametrize(
+        ("target", "arguments"),
+        [
+            ("aten.conv2d.default", []),
+            ("aten.new_zeros.default", [[2**62, 2**62]]),
+            ("operator.mul", [2**200]),
+        ],
+    )
+    def test_a_graph_that_does_not_run(self, stored: Path, target: str, arguments: list[object]) -> None:
+        change(stored, target, arguments)
+        with pytest.raises(ArtefactError, match=r"does not run|no tensor has"):
+            footprint(fusion.load(stored)[0])
+
+
+def change(folder: Path, target: str, arguments: list[object]) -> None:
+    """Put a call in front of the output, on the input (on a number, for arithmetic)."""
+    graph = json.loads((folder / "graph.json").read_text())
+    first = 2**10 if target.startswith("operator.") else {"node": graph["nodes"][0]["name"]}
+    call = {"name": "more", "op": "call_function", "target": target, "args": [first, *arguments]}
+    graph["nodes"].insert(-1, call)
+    (folder / "graph.json").write_text(json.dumps(graph))

@@ -109,6 +109,14 @@ def torchscript_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_torchscript(tiny_network(), tmp_path_factory.mktemp("torchscript") / "tiny.pt")
 
 
+@pytest.fixture(scope="session")
+def exported_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("exported") / "tiny.pt2"
+    with TRACING:
+        torch.export.save(torch.export.export(tiny_network(), (torch.zeros(2, 3, SIZE, SIZE),)), file)
+    return file
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conversions in this process: for tests of what comes before and after: a process takes seconds."""
@@ -170,7 +178,7 @@ class Running:
 @pytest.fixture(scope="session")
 def server(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("server") / "data"))
-    settings = Settings(data=folder, device="cpu", port=free_port())
+    settings = Settings(data=folder, device="cpu", port=free_port(), allow_executable=True)
     config = uvicorn.Config(create_app(settings), port=settings.port, log_level="warning")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)

@@ -17,6 +17,15 @@ class BadFile(ClearfoldError):
     code = "bad-file"
 
 
+class UnsafeFile(ClearfoldError):
+    """A file that could do more than describe a network; nothing of it was run."""
+
+    code = "unsafe-file"
+
+    def __init__(self, found: str, why: str) -> None:
+        super().__init__(f"{found}, so it is not opened. {why} If the file is yours, export it as ONNX.")
+
+
 class CaptureError(ClearfoldError):
     """A network that could not be captured as one graph."""
 

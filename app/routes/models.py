@@ -38,10 +38,10 @@ ModelId = Annotated[str, Path(description="Id, unique prefix of an id (8 charact
 Numbers = Annotated[str | None, Query(pattern=r"^\s*-?[\d.eE+-]+(\s*,\s*-?[\d.eE+-]+)*\s*$")]
 
 _UPLOAD_PROBLEMS = problems(
-    "body-too-large", "unsupported-media-type", "invalid-parameter", "bad-file", "unsupported-operator",
-    "no-class-scores", "non-finite-weights", "capture-failed", "not-equivalent", "format-refused",
-    "conversion-failed", "conversion-timeout", "conversion-out-of-memory", "disk-full", "overloaded",
-    "model-not-ready",
+    "body-too-large", "unsupported-media-type", "invalid-parameter", "bad-file", "unsafe-file",
+    "unsupported-operator", "no-class-scores", "non-finite-weights", "capture-failed", "not-equivalent",
+    "format-refused", "conversion-failed", "conversion-timeout", "conversion-out-of-memory", "disk-full",
+    "overloaded", "model-not-ready",
 )  # fmt: skip
 _LOCATION = {"Location": {"description": "Address of the model", "schema": {"type": "string"}}}
 

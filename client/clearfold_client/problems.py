@@ -71,6 +71,7 @@ class UnsupportedModel(Problem):
     codes = frozenset(
         {
             "bad-file",
+            "unsafe-file",
             "capture-failed",
             "unsupported-operator",
             "no-class-scores",

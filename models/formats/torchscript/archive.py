@@ -1,85 +1,79 @@
 """What a TorchScript archive is, read without loading it: refuses what is none and what could do harm.
 
-TorchScript code runs while it is loaded and may read and write files (`aten::from_file`, `aten::save`,
-`__setstate__`). The checks here go before loading; a server loads strangers' files in a sandbox all the same.
+TorchScript code runs while it is loaded and may read and write files (`aten::from_file`, `aten::save`, `__setstate__`).
+So before loading, its zip directory, its pickles and its code are held against what torch writes (`models.scan`,
+`allowed.py`). That is depth, not proof: strangers' files are loaded in a confined process all the same.
 """
 
 from __future__ import annotations
 
 import ast
-import io
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fusion.errors import BadFile, UnsupportedOperator
+from fusion.errors import BadFile, ClearfoldError, UnsafeFile, UnsupportedOperator
 from models.formats.strangers import AGAIN, is_whole_zip, refuse
+from models.formats.torchscript.allowed import CLASSES, GLOBALS, OUTSIDE, OUTSIDE_SPACES, vocabulary
+from models.scan.pickles import scan_pickle
+from models.scan.scripts import Call, Scripts, dotted, parse, scan_scripts
+from models.scan.zips import DAMAGE, Contents, contents, damaged
 
-MAX_ENTRIES = 100_000
 MAX_CODE_BYTES = 64 * 1024 * 1024
 MAX_METADATA_BYTES = 4 * 1024 * 1024
-
-# Calls that reach files or foreign memory. Whatever else is unknown fails at the layer it is in.
-FORBIDDEN_CALLS = frozenset({"save", "from_file", "set_", "resize_", "resize_as_", "as_strided_"})
-KNOWN_NAMESPACES = frozenset({"aten", "prim"})
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The readable parts of an archive: class and function sources, and the extra files beside them."""
+    """The extra files that an archive of a network brings along."""
 
-    sources: Mapping[str, str]
     metadata: Mapping[str, Any]
 
 
 def inspect(path: Path) -> Archive:
-    """Checks a file before torch loads it. Raises BadFile, or UnsupportedOperator for a forbidden call."""
+    """Checks a file before torch loads it. Raises BadFile, UnsafeFile, or UnsupportedOperator for a call of an operator
+    that is not known as harmless."""
     if not path.is_file():
         raise BadFile(f"There is no file '{path.name}'. Give the path of a TorchScript file.")
     try:
-        if not is_whole_zip(path):
-            raise refuse(path)
-        with zipfile.ZipFile(path) as archive:
-            return _inspect(archive, path.name)
-    except (zipfile.BadZipFile, EOFError, OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"'{path.name}' is damaged or truncated ({error}). {AGAIN}") from error
+        whole = is_whole_zip(path)
+    except DAMAGE as error:
+        raise damaged(path.name, error) from error
+    if not whole:
+        raise refuse(path)
+    found = contents(path, _may_be_compressed)
+    _check_kind(found)
+    scripts = _scripts(found)
+    _scan_pickles(found, scripts)
+    call = scan_scripts(scripts, vocabulary(), path.name)
+    if call is not None:
+        raise _refused(call, scripts, path.name)
+    return Archive(_metadata(found))
 
 
-def _inspect(archive: zipfile.ZipFile, name: str) -> Archive:
-    entries = archive.infolist()
-    if len(entries) > MAX_ENTRIES:
-        raise BadFile(f"'{name}' holds {len(entries)} entries: it is no ordinary network. {AGAIN}")
-    relative: dict[str, zipfile.ZipInfo] = {}
-    for entry in entries:
-        parts = PurePosixPath(entry.filename).parts
-        inner = "/".join(parts[1:])
-        if entry.filename.startswith("/") or ".." in parts or "\\" in entry.filename or inner in relative:
-            raise BadFile(f"'{name}' holds the unsafe or repeated path '{entry.filename}'. {AGAIN}")
-        relative[inner] = entry
-    _check_kind(relative, name)
-    if len({entry.filename.partition("/")[0] for entry in entries}) > 1:
-        raise BadFile(f"'{name}' holds more than one network folder. {AGAIN}")
-    if sum(entry.file_size for key, entry in relative.items() if key.startswith("code/")) > MAX_CODE_BYTES:
-        raise BadFile(f"'{name}' holds more than {MAX_CODE_BYTES >> 20} MiB of code. {AGAIN}")
-    for key, entry in relative.items():
-        if not key.startswith(("code/", "extra/")) and entry.compress_type != zipfile.ZIP_STORED:
-            raise BadFile(f"'{name}' holds compressed weights, which torch never writes. {AGAIN}")
-    code = [(k, entry) for k, entry in relative.items() if k.startswith("code/") and k.endswith(".py")]
-    sources = {key: archive.read(entry).decode("utf-8") for key, entry in code}
-    _check_code(sources, name)
-    return Archive(sources, _metadata(archive, relative))
+def _may_be_compressed(name: str) -> bool:
+    """Torch compresses code and what belongs to it; what the author put beside it may be so, too."""
+    return name.startswith(("code/", "extra/"))
 
 
-def _check_kind(relative: Mapping[str, Any], name: str) -> None:
-    code = any(key.startswith("code/") for key in relative)
-    if code and "data.pkl" in relative:
+def _is_code(name: str) -> bool:
+    return name.startswith("code/") and name.endswith(".py")
+
+
+def _is_pickle(name: str) -> bool:
+    return name.endswith(("pkl", "pickle")) and not name.startswith("extra/")
+
+
+def _check_kind(found: Contents) -> None:
+    name = found.path.name
+    code = found.named(lambda entry: entry.startswith("code/"))
+    if code and "data.pkl" in found.entries:
         return
     if code:
         raise BadFile(f"'{name}' is a TorchScript archive without its weights (data.pkl). {AGAIN}")
-    if "data.pkl" in relative:
+    if "data.pkl" in found.entries:
         raise BadFile(
             f"'{name}' is a pickled state_dict or module, not a TorchScript file: it has weights, but no "
             "network that could be run. Build the network in Python, load the weights there, and save "
@@ -88,57 +82,42 @@ def _check_kind(relative: Mapping[str, Any], name: str) -> None:
     raise BadFile(f"'{name}' is a zip archive, but no TorchScript file. Save one with torch.jit.save.")
 
 
-def _check_code(sources: Mapping[str, str], name: str) -> None:
-    layers: dict[str, str] | None = None
-    for key, source in sources.items():
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError) as error:
-            raise BadFile(f"'{name}' holds damaged code ({key}). {AGAIN}") from error
-        for owner, node in _definitions(tree):
-            if isinstance(node, ast.FunctionDef) and node.name in {"__setstate__", "__getstate__"}:
-                raise BadFile(
-                    f"'{name}' runs code of its own while it is loaded ({owner}.{node.name}). "
-                    "That is refused; export the network as ONNX."
-                )
-            for operator in _forbidden_calls(node):
-                layers = layer_paths(sources) if layers is None else layers
-                where = f"__torch__.{_module_name(key)}{owner}"
-                raise UnsupportedOperator(operator, layers.get(where) or owner)
+def _scripts(found: Contents) -> Scripts:
+    name = found.path.name
+    code = found.named(_is_code)
+    odd = set(found.named(lambda entry: entry.startswith("code/") and not _is_pickle(entry))) - set(code)
+    if odd:
+        raise UnsafeFile(f"'{name}' holds '{min(odd)}' among its code", "Torch writes no such file.")
+    if sum(found.entries[entry].file_size for entry in code) > MAX_CODE_BYTES:
+        raise BadFile(f"'{name}' holds more than {MAX_CODE_BYTES >> 20} MiB of code. {AGAIN}")
+    return parse(dict(found.read_all(code)), name)
 
 
-def _definitions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
-    """(class name, member) for all members of classes, and ("", definition) for free functions."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            yield from ((node.name, member) for member in node.body)
-        else:
-            yield "", node
+def _scan_pickles(found: Contents, scripts: Scripts) -> None:
+    own = {whole for whole, _ in scripts.classes()} | CLASSES
+
+    def allowed(module: str, name: str) -> bool:
+        return (module, name) in GLOBALS or f"{module}.{name}" in own
+
+    for entry, data in found.read_all(found.named(_is_pickle)):
+        scan_pickle(data, allowed, f"'{found.path.name}' ({entry})")
 
 
-def _forbidden_calls(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-            continue
-        base, called = node.func.value, node.func.attr
-        namespace = base.attr if isinstance(base, ast.Attribute) and _is_name(base.value, "ops") else ""
-        if (_is_name(base, "torch") or namespace in KNOWN_NAMESPACES) and called in FORBIDDEN_CALLS:
-            yield f"aten::{called}"
-        elif namespace and namespace not in KNOWN_NAMESPACES:
-            yield f"{namespace}::{called}"
+def _refused(call: Call, scripts: Scripts, name: str) -> ClearfoldError:
+    layer = layer_paths(scripts).get(call.owner) or call.owner.removeprefix("__torch__").strip(".")
+    space = call.operator.partition("::")[0]
+    deed = OUTSIDE.get(call.operator) or OUTSIDE_SPACES.get(space)
+    if deed is not None:
+        where = f"layer '{layer}'" if layer else "its code"
+        return UnsafeFile(
+            f"'{name}' calls {call.operator} in {where}, which {deed}", "No network needs that."
+        )
+    return UnsupportedOperator(call.operator, layer)
 
 
-def _is_name(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
-
-
-def layer_paths(sources: Mapping[str, str]) -> dict[str, str]:
+def layer_paths(scripts: Scripts) -> dict[str, str]:
     """Where each class is first used: `__torch__.nets.Block` -> `features.0`, by attribute annotations."""
-    members: dict[str, dict[str, str]] = {}
-    for key, source in sources.items():
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.ClassDef):
-                members[f"__torch__.{_module_name(key)}{node.name}"] = dict(_fields(node))
+    members = {whole: dict(_fields(node)) for whole, node in scripts.classes()}
     used = {kind for fields in members.values() for kind in fields.values()}
     paths = {root: "" for root in members if root not in used}
     todo = list(paths)
@@ -152,38 +131,40 @@ def layer_paths(sources: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fields(owner: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """(name, type) of a class's attributes; names such as "0" are written `__annotations__["0"] = ...`."""
+    """(name, class) of a class's attributes; names such as "0" are written `__annotations__["0"] = ...`."""
     for member in owner.body:
         if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
-            yield member.target.id, ast.unparse(member.annotation)
+            yield member.target.id, _whole(member.annotation)
         if isinstance(member, ast.Assign) and isinstance(member.targets[0], ast.Subscript):
             target = member.targets[0]
             name = target.slice.value if isinstance(target.slice, ast.Constant) else ""
-            yield str(name) if _is_name(target.value, "__annotations__") else "", ast.unparse(member.value)
+            owned = isinstance(target.value, ast.Name) and target.value.id == "__annotations__"
+            yield str(name) if owned else "", _whole(member.value)
 
 
-def _module_name(key: str) -> str:
-    inner = key.removeprefix("code/").removeprefix("__torch__").removesuffix(".py").strip("/")
-    return inner.replace("/", ".") + "." if inner else ""
+def _whole(node: ast.AST) -> str:
+    return ".".join(dotted(node) or ())
 
 
-def _metadata(archive: zipfile.ZipFile, relative: Mapping[str, zipfile.ZipInfo]) -> dict[str, Any]:
+def _metadata(found: Contents) -> dict[str, Any]:
     """The `_extra_files` of torch.jit.save: JSON objects merged, other text under its file's name."""
-    found: dict[str, Any] = {}
-    for key, entry in relative.items():
-        if not key.startswith("extra/") or entry.file_size > MAX_METADATA_BYTES:
-            continue
-        name = key.removeprefix("extra/")
+    merged: dict[str, Any] = {}
+    small = [
+        entry
+        for entry in found.named(lambda entry: entry.startswith("extra/"))
+        if found.entries[entry].file_size <= MAX_METADATA_BYTES
+    ]
+    for entry, data in found.read_all(small):
         try:
-            text = io.TextIOWrapper(archive.open(entry), "utf-8").read()
+            text = data.decode("utf-8")
         except UnicodeDecodeError:
             continue
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         if isinstance(value, dict):
-            found.update(value)
+            merged.update(value)
         else:
-            found[PurePosixPath(name).stem] = value
-    return found
+            merged[PurePosixPath(entry).stem] = value
+    return merged

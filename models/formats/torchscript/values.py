@@ -218,6 +218,11 @@ def _ceil(value: Any) -> Any:
     return value if isinstance(value, torch.SymInt) else math.ceil(value)
 
 
+def _clamp(value: Any, low: Any = None, high: Any = None) -> Any:
+    value = value if low is None else torch.sym_max(value, low)
+    return value if high is None else torch.sym_min(value, high)
+
+
 def _range_length(low: Any, high: Any, step: Any) -> Any:
     return len(range(low, high, step))
 
@@ -270,6 +275,9 @@ PYTHON.update(
         "aten::neg": operator.neg,
         "aten::floor": _floor,
         "aten::ceil": _ceil,
+        "aten::clamp": _clamp,
+        "aten::clamp_min": _clamp,
+        "aten::clamp_max": lambda a, high: _clamp(a, high=high),
         "aten::round": round,
         "aten::sqrt": math.sqrt,
         "aten::log": math.log,

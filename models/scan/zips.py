@@ -1,0 +1,182 @@
+"""Zip archives as torch writes them: nothing hidden, nothing twice, nothing that unpacks to more than it may.
+
+Two readers of one archive may see different files in it (a second directory, names that differ by case, entries that
+overlap): what was scanned would not be what is loaded then. Torch's own archives leave no room for that, so all of it
+is refused.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from fusion.errors import BadFile, UnsafeFile
+from models.formats.strangers import ACCEPTED, AGAIN
+
+MAX_ENTRIES = 100_000
+MAX_INFLATED = 256 * 1024 * 1024
+MAX_RATIO = 200  # what torch compresses is code, which comes to a tenth or so
+RATIO_MATTERS = 1024 * 1024  # bytes; small files may shrink by any factor
+
+_END = struct.Struct("<4s4H2LH")
+_END_64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR = struct.Struct("<4sLQL")
+_TAIL = _END_64.size + _LOCATOR.size + _END.size
+_LOCAL = struct.Struct("<4s5H3L2H")
+_ENCRYPTED = 1
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An archive's entries by their names below its one top folder."""
+
+    path: Path
+    entries: Mapping[str, zipfile.ZipInfo]
+
+    def read(self, name: str) -> bytes:
+        """An entry's bytes. Raises BadFile where it is damaged."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.read(self.entries[name])
+        except DAMAGE as error:
+            raise damaged(self.path.name, error) from error
+
+    def read_all(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
+        """(name, bytes) of several entries, the archive opened once."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                for name in names:
+                    yield name, archive.read(self.entries[name])
+        except DAMAGE as error:
+            raise damaged(self.path.name, error) from error
+
+    def named(self, accepts: Callable[[str], bool]) -> list[str]:
+        """The names that a test accepts, which is given them in lower case: torch's reader ignores case."""
+        return [name for name in self.entries if accepts(name.lower())]
+
+
+DAMAGE = (zipfile.BadZipFile, EOFError, OSError, ValueError, zlib.error, NotImplementedError, RuntimeError)
+
+
+def contents(path: Path, may_be_compressed: Callable[[str], bool]) -> Contents:
+    """The entries of an archive, checked. `may_be_compressed` says of a name in lower case whether torch compresses
+    such an entry. Raises BadFile for a damaged archive, UnsafeFile for one that torch would not have written."""
+    try:
+        start, total = _directory(path)
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            if archive.start_dir != start or len(infos) != total:
+                raise zipfile.BadZipFile("its directory is not where it says")
+        entries = _named(infos, path.name)
+        _check_sizes(entries, may_be_compressed, path.name)
+        _check_places(path, infos, start)
+    except DAMAGE as error:
+        raise damaged(path.name, error) from error
+    return Contents(path, entries)
+
+
+def damaged(name: str, error: BaseException) -> BadFile:
+    return BadFile(f"'{name}' is damaged or truncated ({error}). {AGAIN}")
+
+
+def _directory(path: Path) -> tuple[int, int]:
+    """Where the directory begins, and of how many entries. Its end record has to be the last of the file, so that all
+    readers find the same."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - _TAIL))
+        tail = file.read(_TAIL).rjust(_TAIL, b"\0")
+    signature, disk, first, here, total, length, start, comment = _END.unpack(tail[-_END.size :])
+    if signature != b"PK\x05\x06" or comment or disk or first or here != total:
+        raise zipfile.BadZipFile("the end of the archive is not the end of the file")
+    end = size - _END.size
+    locator = _LOCATOR.unpack(tail[_END_64.size : -_END.size])
+    if locator[0] == b"PK\x06\x07":
+        end = size - _TAIL
+        record = _END_64.unpack(tail[: _END_64.size])
+        agree = zip((total, length, start), (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), record[-3:], strict=True)
+        if (
+            record[0] != b"PK\x06\x06"
+            or locator[2] != end
+            or any(short not in (limit, long) for short, limit, long in agree)
+        ):
+            raise zipfile.BadZipFile("its end records contradict each other")
+        total, length, start = record[-3:]
+    if total > MAX_ENTRIES:
+        raise UnsafeFile(f"'{path.name}' holds {total} entries", "No network has that many.")
+    if start + length != end:
+        raise zipfile.BadZipFile("its directory is not where it says")
+    return int(start), int(total)
+
+
+def _named(infos: list[zipfile.ZipInfo], name: str) -> dict[str, zipfile.ZipInfo]:
+    entries: dict[str, zipfile.ZipInfo] = {}
+    seen: set[str] = set()
+    folders: set[str] = set()
+    for info in infos:
+        folder, _, inner = info.orig_filename.partition("/")
+        parts = PurePosixPath(info.orig_filename).parts
+        if folder and not inner:
+            raise BadFile(f"'{name}' is a zip archive, but none of torch's. {ACCEPTED}")
+        odd = not folder or ".." in parts or "." in parts
+        if odd or "\\" in info.orig_filename or "\0" in info.orig_filename or "//" in inner:
+            raise UnsafeFile(f"'{name}' holds the path '{info.orig_filename}'", "Torch writes no such path.")
+        if inner.lower() in seen:
+            raise UnsafeFile(f"'{name}' holds '{inner}' twice", "Readers could disagree which one counts.")
+        seen.add(inner.lower())
+        folders.add(folder)
+        entries[inner] = info
+    if len(folders) > 1:
+        raise UnsafeFile(f"'{name}' holds more than one top folder", "An archive of torch's has one.")
+    return entries
+
+
+def _check_sizes(
+    entries: Mapping[str, zipfile.ZipInfo], may_be_compressed: Callable[[str], bool], name: str
+) -> None:
+    inflated = 0
+    for inner, info in entries.items():
+        if info.flag_bits & _ENCRYPTED:
+            raise UnsafeFile(f"'{name}' is encrypted ('{inner}')", "Save it without a password.")
+        if info.compress_type == zipfile.ZIP_STORED:
+            if info.file_size != info.compress_size:
+                raise zipfile.BadZipFile(f"the sizes of '{inner}' contradict each other")
+            continue
+        if info.compress_type != zipfile.ZIP_DEFLATED or not may_be_compressed(inner.lower()):
+            raise UnsafeFile(
+                f"'{name}' holds compressed weights ('{inner}')",
+                "Torch never compresses them, and they may unpack to any size.",
+            )
+        inflated += info.file_size
+        if info.file_size > RATIO_MATTERS and info.file_size > MAX_RATIO * info.compress_size:
+            raise UnsafeFile(
+                f"'{name}' holds '{inner}', {info.compress_size} bytes that unpack to {info.file_size}",
+                "It is made to fill the memory of whoever opens it.",
+            )
+    if inflated > MAX_INFLATED:
+        raise UnsafeFile(
+            f"'{name}' unpacks to {inflated >> 20} MiB of code", f"At most {MAX_INFLATED >> 20} MiB are read."
+        )
+
+
+def _check_places(path: Path, infos: list[zipfile.ZipInfo], start: int) -> None:
+    """Each entry has bytes of its own, before the directory, under the name that the directory gives it."""
+    free = 0
+    with path.open("rb") as file:
+        for info in sorted(infos, key=lambda info: info.header_offset):
+            if info.header_offset < free:
+                raise zipfile.BadZipFile(f"'{info.filename}' lies over other entries")
+            file.seek(info.header_offset)
+            header = _LOCAL.unpack(file.read(_LOCAL.size).ljust(_LOCAL.size, b"\0"))
+            if header[0] != b"PK\x03\x04" or header[3] != info.compress_type:
+                raise zipfile.BadZipFile(f"'{info.filename}' is not where the directory says")
+            name = file.read(header[9])
+            if name != info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437"):
+                raise zipfile.BadZipFile(f"'{info.filename}' has another name in its place")
+            free = info.header_offset + _LOCAL.size + header[9] + header[10] + info.compress_size
+            if free > start:
+                raise zipfile.BadZipFile(f"'{info.filename}' goes beyond its place")

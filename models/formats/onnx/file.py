@@ -147,10 +147,10 @@ def _tensor(tensor: ir.TensorProtocol, key: str, name: str, kinds: set[str]) -> 
 
 
 def _is_bad(weight: Tensor) -> bool:
-    """NaN or infinity, except for an attention mask of nothing but zeros and minus infinities."""
+    """NaN or infinity, except for nothing but zeros and minus infinities: an attention mask, what pools pad with."""
     if not weight.is_floating_point() or is_finite(weight):
         return False
-    return not bool(((weight == 0) | torch.isneginf(weight)).all()) or weight.numel() == 1
+    return not bool(((weight == 0) | torch.isneginf(weight)).all())
 
 
 def _node(node: ir.Node, opset: int, name: str, kinds: set[str]) -> Node:

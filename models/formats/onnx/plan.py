@@ -133,7 +133,7 @@ def _specialize(
 
 def _step(node: Node, known: Mapping[str, Known], values: Mapping[str, Any]) -> Step:
     """The node with its arguments in the form that its function takes."""
-    sizes = find_arithmetic(node)
+    sizes = find_arithmetic(node, known)
     if sizes is not None and all(_is_number(name, known, values) for name in node.inputs):
         given = [
             Static(None) if not n else Variable(n) if n in values else Static(as_array(known[n]))

@@ -12,7 +12,7 @@ operators that return as much as the values say, and so run on constants only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -100,7 +100,7 @@ class Operator:
 
 
 _OPERATORS: dict[tuple[str, str], list[Operator]] = {}
-_ARITHMETIC: dict[str, Callable[..., Numbers]] = {}
+_ARITHMETIC: dict[str, tuple[Callable[..., Numbers], frozenset[int]]] = {}
 
 
 def operator(
@@ -123,11 +123,12 @@ def operator(
     return register
 
 
-def arithmetic(*names: str) -> Callable[[Function], Function]:
-    """Register what the operators of these names do to numbers."""
+def arithmetic(*names: str, fixed: tuple[int, ...] = ()) -> Callable[[Function], Function]:
+    """Register what the operators of these names do to numbers. Inputs at the positions in `fixed` say how many numbers
+    there are in the end, and so have to be known: what has one for every sample is a tensor."""
 
     def register(function: Function) -> Function:
-        _ARITHMETIC.update(dict.fromkeys(names, function))
+        _ARITHMETIC.update(dict.fromkeys(names, (function, frozenset(fixed))))
         return function
 
     return register
@@ -141,9 +142,12 @@ def find(node: Node) -> Operator | None:
     return versions[-1] if versions else None
 
 
-def find_arithmetic(node: Node) -> Callable[..., Numbers] | None:
-    """What the node's operator does to numbers, or None."""
-    return _ARITHMETIC.get(node.op) if node.domain == "" else None
+def find_arithmetic(node: Node, known: Container[str]) -> Callable[..., Numbers] | None:
+    """What the node's operator does to numbers, or None. `known` are the values that are constants."""
+    if node.domain or node.op not in _ARITHMETIC:
+        return None
+    function, fixed = _ARITHMETIC[node.op]
+    return function if all(name in known for i, name in enumerate(node.inputs) if i in fixed) else None
 
 
 def supported() -> dict[str, tuple[int, ...]]:

@@ -67,6 +67,42 @@ def test_a_class_token_expanded_to_the_batch(save: Save) -> None:
     agrees(save(build(nodes, ("N", 3, 4, 4), weights)))
 
 
+def test_a_number_spread_over_the_images(save: Save) -> None:
+    """As torch's exporter writes zeros of an activation's shape: too many to be numbers."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Expand", ["half", "s"], ["h"]),
+        helper.make_node("Mul", ["x", "h"], ["y"]),
+    ]
+    agrees(save(build(nodes, ("N", 3, 4, 4), {"half": np.array(0.5, dtype=np.float32)})))
+
+
+def test_repeats_that_follow_from_the_batch(save: Save) -> None:
+    """As torch's exporter writes `repeat_interleave`: the repeats at one place among ones, by OneHot."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "rows"], ["r"]),  # [3 N, 16]
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[1, 3], keepdims=0),  # [N, 4]
+        helper.make_node("Shape", ["r"], ["rs"], end=1),
+        helper.make_node("Shape", ["m"], ["ms"], end=1),
+        helper.make_node("Div", ["rs", "ms"], ["times"]),
+        helper.make_node("Concat", ["one", "times"], ["values"], axis=0),
+        helper.make_node("OneHot", ["first", "rank", "values"], ["hot"]),
+        helper.make_node("Reshape", ["hot", "flat"], ["repeats"]),
+        helper.make_node("Unsqueeze", ["m", "first"], ["u"]),
+        helper.make_node("Tile", ["u", "repeats"], ["t"]),  # [N, 3, 4]
+        helper.make_node("Reshape", ["t", "back"], ["y"]),
+    ]
+    weights = {
+        "rows": ints(-1, 16),
+        "one": ints(1),
+        "first": ints(1),
+        "rank": ints(3),
+        "flat": ints(-1),
+        "back": ints(0, 12),
+    }
+    agrees(save(build(nodes, ("N", 3, 4, 4), weights)))
+
+
 @pytest.mark.parametrize("target", [(1, 48), (1, -1), (1, 3, 16), (1, 4, 3, 4), (0, 48), (-1, 48)])
 def test_reshapes_of_a_fixed_batch(save: Save, target: tuple[int, ...]) -> None:
     source_model = build([helper.make_node("Reshape", ["x", "t"], ["y"])], (1, 3, 4, 4), {"t": ints(*target)})

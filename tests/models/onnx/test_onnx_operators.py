@@ -271,6 +271,35 @@ def test_symmetric_padding_stays_inside_the_convolution(save: Save) -> None:
     assert ops(agrees(save(uneven))) == ["constant_pad_nd", "conv2d"]
 
 
+def test_what_a_pool_pads_with_is_no_weight(save: Save) -> None:
+    nodes = [
+        helper.make_node("Pad", ["x", "pads", "least"], ["p"]),
+        helper.make_node("MaxPool", ["p"], ["y"], kernel_shape=[3, 3], strides=[2, 2]),
+    ]
+    weights = {"pads": ints(0, 0, 1, 1, 0, 0, 1, 1), "least": np.array(-np.inf, dtype=np.float32)}
+    agrees(save(build(nodes, IMAGE, weights)))
+
+
+def test_weights_standardized_in_the_file(save: Save) -> None:
+    """torch's exporter writes weight standardization as a batch normalization in training mode, of the weights."""
+    own = {"scale": array(5, seed=1), "zeros": np.zeros(5, np.float32), "ones": np.ones(5, np.float32)}
+    standardized = helper.make_node(
+        "BatchNormalization",
+        ["w", "scale", "zeros", "zeros", "ones"],
+        ["s", "mean", "var"],
+        training_mode=1,
+        epsilon=1e-4,
+    )
+    nodes = [
+        helper.make_node("Reshape", ["kernel", "flat"], ["w"]),
+        standardized,
+        helper.make_node("Reshape", ["s", "back"], ["k"]),
+        helper.make_node("Conv", ["x", "k", "mean"], ["y"]),
+    ]
+    weights = {"kernel": array(5, 6, 3, 3) + 1, "flat": ints(1, 5, -1), "back": ints(5, 6, 3, 3), **own}
+    assert ops(agrees(save(build(nodes, IMAGE, weights)))) == ["conv2d"]
+
+
 def ops(source: Any) -> list[str]:
     from fusion import capture
 

@@ -407,6 +407,33 @@ def test_a_float_network_optimized_by_onnx_runtime(exported: Path, tmp_path: Pat
     explained(agrees_exactly(path))
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_nearest_pixels_in_the_optimizers_own_layout(save: Save, tmp_path: Path, factor: int) -> None:
+    """It repeats every pixel, and no longer says which rounding of coordinates that is."""
+    from onnx_files import agrees as agrees_exactly
+
+    kernels = [array(16, c, 3, 3, seed=c) for c in (3, 16)]
+    nodes = [
+        helper.make_node("Conv", ["x", "first"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node(
+            "Resize",
+            ["a", "", "scales"],
+            ["b"],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        ),
+        helper.make_node("Conv", ["b", "second"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    scales = np.array([1, 1, factor, factor], dtype=np.float32)
+    model = build(
+        nodes, ("N", 3, 6, 6), {"first": kernels[0], "second": kernels[1], "scales": scales}, opset=13
+    )
+    path = optimize(save(model), tmp_path / "optimized.onnx", "all")
+    assert ("Upsample", "com.microsoft.nchwc") in {(n.op_type, n.domain) for n in onnx.load(path).graph.node}
+    agrees_exactly(path)
+
+
 @pytest.mark.parametrize("how", ["pairs", "operators"])
 @pytest.mark.parametrize("composite", ["EpsilonPlus", "EpsilonPlusFlat", "EpsilonGammaBox", "auto"])
 def test_relevance_is_that_of_the_network_before(

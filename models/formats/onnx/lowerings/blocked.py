@@ -135,7 +135,16 @@ def reorder_output(write: Writer, x: str) -> str:
     attributes=("scales", "mode", "coordinate_transformation_mode", "nearest_mode"),
 )
 def upsample(write: Writer, x: str) -> str:
-    """By whole factors."""
+    """By whole factors. Nearest repeats every pixel, whatever coordinates the file names (none, of rounding)."""
     scales = write.constant([float(s) for s in write.get("scales")])
-    settings = write.given("mode", "coordinate_transformation_mode", "nearest_mode")
-    return write("Resize", x, "", scales, **settings)
+    if write.get("mode", "nearest") == "nearest":
+        return write(
+            "Resize",
+            x,
+            "",
+            scales,
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+    return write("Resize", x, "", scales, **write.given("mode", "coordinate_transformation_mode"))

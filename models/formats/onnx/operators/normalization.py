@@ -16,15 +16,25 @@ from models.formats.onnx.registry import Node, operator
 @operator("BatchNormalization", since=7)
 def batch_normalization(
     node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """Statistics of a batch of images would mix them; those of constants, by which exporters write standardized
+    weights, are constants."""
     # Before opset 14 a training file has more outputs instead of an attribute; `spatial=0` is opset 7's own.
-    if node.get("training_mode", 0) or any(node.outputs[1:]) or node.get("spatial", 1) == 0:
+    training = bool(node.get("training_mode", 0) or any(node.outputs[1:]))
+    of_images = any(isinstance(side, SymInt) for side in x.shape)
+    if (training and of_images) or node.get("spatial", 1) == 0:
         raise UnsupportedOperator(
             f"{node.title} with batch statistics",
             node.layer,
             "Export the network in evaluation mode (model.eval()).",
         )
-    return F.batch_norm(x, mean, var, scale, bias, training=False, eps=node.get("epsilon", 1e-5))
+    if not training:
+        return F.batch_norm(x, mean, var, scale, bias, training=False, eps=node.get("epsilon", 1e-5))
+    others = [axis for axis in range(x.ndim) if axis != 1]
+    kept = node.get("momentum", 0.9)
+    own_var, own_mean = torch.var_mean(x, others, correction=0)
+    y = F.batch_norm(x, own_mean, own_var, scale, bias, training=False, eps=node.get("epsilon", 1e-5))
+    return y, mean * kept + own_mean * (1 - kept), var * kept + own_var * (1 - kept)
 
 
 @operator("InstanceNormalization", since=6)

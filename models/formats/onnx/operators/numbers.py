@@ -155,14 +155,25 @@ def slice_(node: Node, a: Numbers, *given: Numbers | None) -> Numbers:
     return a[tuple(where_to)]
 
 
-@arithmetic("Expand")
+@arithmetic("Expand", fixed=(1,))
 def expand(node: Node, a: Numbers, target: Numbers) -> Numbers:
     return np.broadcast_to(a, np.broadcast_shapes(a.shape, tuple(ints(target, "Expand"))))
 
 
-@arithmetic("Tile")
+@arithmetic("Tile", fixed=(1,))
 def tile(node: Node, a: Numbers, repeats: Numbers) -> Numbers:
     return np.tile(a, ints(repeats, "Tile"))
+
+
+@arithmetic("OneHot", fixed=(0, 1))
+def one_hot(node: Node, indices: Numbers, depth: Numbers, values: Numbers) -> Numbers:
+    """One size among others, as exporters write the repeats of a repeated axis."""
+    count = ints(depth, "OneHot")[0]
+    off, on = values.reshape(-1).tolist()
+    at = np.asarray(indices, dtype=np.int64)[..., None]
+    hot = np.where(at < 0, at + count, at) == np.arange(count)
+    chosen = numbers(on if item else off for item in hot.reshape(-1)).reshape(hot.shape)
+    return np.moveaxis(chosen, -1, node.get("axis", -1))
 
 
 @arithmetic("ReduceProd")

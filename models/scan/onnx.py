@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from fusion.errors import BadFile
 from models.scan.functions import STANDARD, check_functions
 from models.scan.graphs import check_order, check_size
+from models.scan.signatures import check_signatures
 from models.scan.tensors import check_tensors
 from models.scan.wire import Bounds, damaged, survey
 
@@ -74,4 +75,5 @@ _CHECKS: tuple[Callable[[onnx.ModelProto, str], None], ...] = (
     check_tensors,
     check_functions,
     check_order,
+    check_signatures,
 )

@@ -172,6 +172,55 @@ class TestOrder:
         decode(build(chain(5)[::-1], IMAGE).SerializeToString(), "net.onnx")
 
 
+CONV = {"w": np.ones((2, 3, 3, 3), dtype=np.float32)}
+
+
+class TestSignatures:
+    @pytest.mark.parametrize(
+        ("node", "why"),
+        [
+            (helper.make_node("Conv", ["x"], ["y"]), "has 1 inputs and takes 2 to 3"),
+            (helper.make_node("Conv", ["x", "w", "", "w"], ["y"]), "has 4 inputs and takes 2 to 3"),
+            (helper.make_node("Conv", ["x", ""], ["y"]), "lacks its input W"),
+            (helper.make_node("Relu", [], ["y"], name="r"), r"'r' \(Relu\) has 0 inputs and takes 1"),
+            (helper.make_node("Concat", [], ["y"], axis=0), "has 0 inputs and takes 1 or more"),
+            (helper.make_node("Relu", ["x"], ["y", "z"]), "has 2 outputs and takes 1"),
+            (helper.make_node("Relu", ["x"], []), "has no output"),
+            (helper.make_node("BiasGelu", ["x", "w"], [""], domain="com.microsoft"), "has no output"),
+            (helper.make_node("Concat", ["x", "x"], ["y"]), "lacks its attribute 'axis'"),
+            (helper.make_node("Concat", ["x", "x"], ["y"], axis=0.5), "attribute 'axis' that is no INT"),
+            (helper.make_node("Conv", ["x", "w"], ["y"], pads="SAME"), "attribute 'pads' that is no INTS"),
+        ],
+    )
+    def test_of_nodes_that_the_standard_does_not_have(self, node: onnx.NodeProto, why: str) -> None:
+        refused(build([node], IMAGE, CONV), why)
+
+    def test_an_attribute_twice(self) -> None:
+        node = helper.make_node("Concat", ["x", "x"], ["y"], axis=1)
+        node.attribute.append(helper.make_attribute("axis", 2))
+        refused(build([node], IMAGE), "has an attribute twice")
+
+    def test_in_a_branch(self) -> None:
+        output = [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)]
+        inner = helper.make_graph([helper.make_node("Relu", ["x", "x"], ["z"])], "g", [], output)
+        node = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+        refused(build([node], IMAGE, {"c": np.array(True)}), "has 2 inputs and takes 1")
+
+    def test_the_version_is_that_of_the_file(self) -> None:
+        """ReduceMean has its axes as an attribute up to opset 17, as an input from 18 on."""
+        node = helper.make_node("ReduceMean", ["x", "axes"], ["y"])
+        axes = {"axes": np.array([1])}
+        decode(build([node], IMAGE, axes, opset=18).SerializeToString(), "net.onnx")
+        refused(build([node], IMAGE, axes, opset=17), "has 2 inputs and takes 1")
+
+    def test_kinds_that_the_oldest_exporters_leave_out(self) -> None:
+        node = helper.make_node("Concat", ["x", "x"], ["y"], axis=1)
+        node.attribute[0].ClearField("type")
+        decode(build([node], IMAGE).SerializeToString(), "net.onnx")
+        node.attribute[0].ClearField("i")
+        refused(build([node], IMAGE), "attribute 'axis' that is no INT")
+
+
 def with_tensor(tensor: TensorProto) -> onnx.ModelProto:
     model = build([helper.make_node("Add", ["x", "w"], ["y"])], IMAGE)
     model.graph.initializer.append(tensor)

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import coverage
-from benchmarks.coverage import DIFFERENCE_GOAL, answer, difference, markdown, measure, scores, summarize
+from benchmarks.coverage import (
+    DIFFERENCE_GOAL,
+    answer,
+    difference,
+    is_mistaken,
+    markdown,
+    measure,
+    scores,
+    summarize,
+)
 from benchmarks.forms import FORMS, Form
 from benchmarks.networks import Architecture, randomize
 
@@ -96,10 +105,27 @@ def test_what_comes_in_as_another_network_is_found_out(
     assert found["converted_in_float64"] < 1e-12
     assert wrong["error"].startswith("module:")
     summary = summarize([row, wrong])
-    assert summary["beyond_goals"] == ["own:wrong module"]
+    assert summary["beyond_goals"] == summary["mistaken"] == ["own:wrong module"]
     assert (summary["converted"], summary["right"]) == (7, 6)
     assert summary["worst_relative_difference"] == found["difference"]
     assert "own:wrong, module: differs by 5.0e-01" in markdown({"summary": summary, "rows": [row, wrong]})
+
+
+def test_a_difference_that_is_the_runtimes_own_is_no_mistake(row: dict[str, Any]) -> None:
+    rough = {**row["forms"]["legacy"], "difference": 3e-3, "converted_in_float64": 1e-9}
+    rounded, wrong = ({**rough, "original_rounding": own} for own in (1e-3, 1e-5))
+    assert not is_mistaken(rounded)
+    assert is_mistaken(wrong)
+    rows = [
+        {"network": name, "forms": {**row["forms"], "legacy": found}}
+        for name, found in (("rounded", rounded), ("wrong", wrong))
+    ]
+    summary = summarize(rows)
+    assert summary["by_form"]["legacy"]["rounding"] == 1
+    assert summary["beyond_goals"] == ["rounded legacy", "wrong legacy"]
+    assert summary["mistaken"] == ["wrong legacy"]
+    page = markdown({"summary": summary, "rows": rows})
+    assert page.index("- wrong, legacy") < page.index("own rounding") < page.index("- rounded, legacy")
 
 
 def test_a_network_that_cannot_be_built_is_told() -> None:
@@ -126,6 +152,7 @@ def test_scores_are_the_first_table_of_an_answer() -> None:
     table, maps = torch.randn(2, 5), torch.randn(2, 5, 1, 1)
     assert torch.equal(scores((torch.tensor(1.0), [None, table], maps)), table)
     assert torch.equal(scores([maps]), maps.flatten(1))
+    assert torch.equal(scores({"boxes": torch.tensor(0.0), "scores": table}), table)
 
 
 def test_the_difference_is_of_the_outputs_scale() -> None:

@@ -3,6 +3,7 @@
 The process that wrote it read a file from outside and is not trusted.
 """
 
+import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 import fusion
 from app.schemas import ModelDetail
@@ -37,6 +38,15 @@ class TooLarge(ClearfoldError):
     code = "conversion-out-of-memory"
 
 
+class _Described(ModelDetail):
+    """A manifest as the service answers it, word by word."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str = Field(max_length=300)
+    format: str = Field(pattern=r"^[a-z]{1,20}$")
+
+
 def take(scratch: Path, target: Path, files: Mapping[str, int | None]) -> None:
     """Move the files of these names (-> most bytes) from the folder of an ended child; links, devices and whatever
     else is no plain file of its own are refused. Raises NotAdmitted."""
@@ -61,7 +71,7 @@ def artefact(scratch: Path, target: Path, most: int | None) -> dict[str, Any]:
     take(scratch, target, {**_TEXTS, WEIGHTS: most})
     network, manifest = fusion.load(target)
     try:
-        described = ModelDetail.model_validate({**manifest, "id": "", "default": False})
+        described = _Described.model_validate_json(json.dumps({**manifest, "id": "", "default": False}))
         spec = InputSpec.from_json(manifest["input"])
     except (ValidationError, ClearfoldError) as error:
         raise NotAdmitted(

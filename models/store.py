@@ -8,12 +8,12 @@ Nothing is ever changed under a reader: a model comes, goes and is replaced by o
 files are on the disk. Several processes may use one store.
 """
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.errors import ArtefactError, ClearfoldError
+from models.removal import remove
 
 BUILTIN = "builtin"
 MANIFEST = "manifest.json"
@@ -104,7 +105,7 @@ class Store:
             assert owner is not None  # nobody else knows the name
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             if owner is not None:
                 os.close(owner)
 
@@ -146,7 +147,7 @@ class Store:
             for folder in self._tmp.iterdir():
                 owner = _lock(folder / ".owner")
                 if owner is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    remove(folder)
                     os.close(owner)
             for home in self._models.iterdir():
                 self._discard(_revisions(home)[:-1])
@@ -172,7 +173,7 @@ class Store:
             doomed = folder
             if folder.parent != self._trash:
                 doomed = folder.rename(self._trash / uuid.uuid4().hex)
-            shutil.rmtree(doomed, ignore_errors=True)
+            remove(doomed)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -193,9 +194,11 @@ def _refers(reference: str, model: Stored) -> bool:
 def _lock(path: Path) -> int | None:
     """Hold the lock file until the descriptor is closed or the process ends; None when another holds it."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # gone meanwhile, or no lock at all
+            return None
+        raise
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

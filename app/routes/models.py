@@ -77,7 +77,8 @@ async def upload(
     crop_fraction: Annotated[float | None, Query(gt=0, le=1)] = None,
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None,
 ) -> JSONResponse:
-    """The body is the file (ONNX, TorchScript, torch.export program). It is converted at once and not kept.
+    """The body is the file (ONNX; TorchScript, torch.export program where the operator has switched them on). It is
+    converted at once and not kept.
 
     What is not stated about the input is taken from the file where it says so, and by default where not. The
     same file again is the same network; with other statements it takes the old one's place.
@@ -265,4 +266,4 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _safe(filename: str) -> str:
     """A name that is only a name, whatever it was: no folders, no hidden files, no odd characters."""
     cleaned = re.sub(r"[^\w.-]+", "_", FilePath(filename.replace("\\", "/")).name)[-100:].lstrip(".-")
-    return cleaned if cleaned not in ("", "artefact", "stderr") else "network"
+    return cleaned if cleaned not in ("", "artefact", "scratch", "stderr") else "network"

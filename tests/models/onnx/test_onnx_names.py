@@ -1,54 +1,52 @@
-"""Layers keep the names that their author gave them."""
+"""Names in a file are an author's words: whatever they are, they never become source code."""
 
-from __future__ import annotations
+from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
 
-from models.formats.onnx.names import unique, with_path
-from models.formats.onnx.registry import Node
+import fusion
+import models
 
-
-def node(op: str, name: str = "", scopes: tuple[str, ...] = (), layer: str = "") -> Node:
-    return Node(op, ("x",), ("y",), name=name, scopes=scopes, layer=layer)
-
-
-@pytest.mark.parametrize(
-    ("given", "weight", "path"),
-    [
-        (node("Conv", "/layer1/layer1.0/conv1/Conv"), "onnx::Conv_196", "layer1.0.conv1"),
-        (node("BatchNormalization", "/1/1.0/1.0.0/fn/fn.0/norm/BatchNormalization"), None, "1.0.0.fn.0.norm"),
-        (node("Relu", "/Relu"), None, ""),
-        (node("Relu", "n", ("", "layer1", "layer1.0", "layer1.0.relu", "relu_1")), None, "layer1.0.relu"),
-        (node("Conv", "n", ("", "bn1", "_native_batch_norm_legit")), "conv1.weight", "conv1"),
-        (node("Conv"), "features/conv1_w_0", "features.conv1"),
-        (node("Conv", "node_3"), "stem.conv.weight", "stem.conv"),
-        (node("Relu", "relu5"), None, "relu5"),
-    ],
-)
-def test_paths(given: Node, weight: str | None, path: str) -> None:
-    assert with_path(given, weight).layer == path
+NAMES = [
+    'x", 0) is open("{file}", "w") or getattr(self, "y',
+    "x=open('{file}', 'w')",
+    "x\nopen('{file}', 'w')",
+    "class",
+    "a b",
+    "café",
+    "../../weights",
+]
 
 
-def test_the_only_node_of_a_module_gets_its_name() -> None:
-    assert unique([node("Conv", layer="conv1"), node("Relu", layer="act")]) == ["conv1", "act"]
+@pytest.mark.parametrize("pattern", NAMES)
+def test_any_name_of_input_weight_node_and_output(pattern: str, tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    name = pattern.format(file=witness)
+    weight, bias = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32), np.ones(5, np.float32)
+    image, flat, scores = (f"{name}{part}" for part in ("", "flat", "scores"))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", [image], [flat], name=name),
+            helper.make_node("Gemm", [flat, f"{name}w", f"{name}b"], [scores], name=f"{name}/x", transB=1),
+        ],
+        name,
+        [helper.make_tensor_value_info(image, TensorProto.FLOAT, ["N", 3, 2, 2])],
+        [helper.make_tensor_value_info(scores, TensorProto.FLOAT, ["N", 5])],
+        [numpy_helper.from_array(weight[0], f"{name}w"), numpy_helper.from_array(bias, f"{name}b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
 
-
-def test_the_only_node_with_weights_gets_the_name_of_the_module() -> None:
-    assert unique([node("Pad", layer="stem"), node("Conv", layer="stem")]) == ["stem.pad", "stem"]
-
-
-def test_what_a_block_does_itself_is_named_after_the_operator() -> None:
-    nodes = [node("Conv", layer="a.conv"), node("Add", layer="a"), node("Add", layer="a"), node("Relu")]
-    assert unique(nodes) == ["a.conv", "a.add", "a.add_1", "relu"]
-
-
-def test_names_never_clash() -> None:
-    nodes = [
-        node("Conv", layer="a.add"),
-        node("Add", layer="a"),
-        node("MatMul", layer="a.b"),
-        node("MatMul", layer="a.b"),
-    ]
-    names = unique(nodes)
-    assert len(set(names)) == len(names)
-    assert names[0] == "a.add"
+    opened = models.open(tmp_path / "net.onnx")
+    x = torch.rand(3, 3, 2, 2)
+    expected = x.flatten(1) @ torch.from_numpy(weight[0]).T + 1
+    torch.testing.assert_close(opened.network(x), expected)
+    (tmp_path / "artefact").mkdir()
+    fusion.save(fusion.fuse(opened.network).network, tmp_path / "artefact", {})
+    stored, _ = fusion.load(tmp_path / "artefact")
+    torch.testing.assert_close(stored(x), expected)
+    assert not witness.exists()

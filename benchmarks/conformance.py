@@ -180,7 +180,7 @@ def _with_free_batch(case: Case, file: OnnxFile, given: dict[str, Tensor]) -> st
     rest = {name: value for name, value in given.items() if name != image}
     try:
         plan = make(
-            file.nodes, {**file.weights, **rest}, image, tuple(x.shape[1:]), x.shape[0], file.outputs[0]
+            file.nodes, {**file.weights, **rest}, image, tuple(x.shape[1:]), x.shape[0], file.outputs[:1]
         )
         with torch.no_grad():
             got = OnnxModule(plan)(x)

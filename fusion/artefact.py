@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from fusion.errors import ArtefactError, UnsupportedOperator
 from fusion.network import Network, check_finite, is_path
 from fusion.operators import is_allowed, operator_for, operator_key
+from fusion.outputs import KINDS
 
 VERSION = 1
 GRAPH, WEIGHTS, MANIFEST = "graph.json", "weights.safetensors", "manifest.json"
@@ -98,6 +99,9 @@ def _encode_node(node: fx.Node) -> dict[str, Any]:
         entry["args"] = _encode(node.args)
     if node.kwargs:
         entry["kwargs"] = {key: _encode(value) for key, value in node.kwargs.items()}
+    for key in ("names", "kinds"):
+        if node.op == "output" and node.meta.get(key):
+            entry[key] = list(node.meta[key])
     if node.meta.get("layer"):
         entry["layer"] = node.meta["layer"]
     if node.meta.get("shape") is not None:
@@ -145,6 +149,22 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
     return decoded
 
 
+def _output_meta(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a stored graph says of its outputs; older ones say nothing."""
+    values = entry["args"][0] if isinstance(entry["args"][0], list) else entry["args"]
+    found: dict[str, Any] = {}
+    for key in ("names", "kinds"):
+        if key in entry:
+            found[key] = tuple(entry[key])
+            if len(found[key]) != len(values):
+                raise ValueError(f"{len(values)} outputs have {len(found[key])} {key}")
+    if any(kind not in (None, *KINDS) for kind in found.get("kinds", ())):
+        raise ValueError("unknown kind of output")
+    if len(set(found.get("names", ()))) != len(found.get("names", ())):
+        raise ValueError("two outputs have one name")
+    return found
+
+
 def _decode_graph(entries: list[dict[str, Any]], constants: dict[str, Tensor]) -> fx.Graph:
     if len(entries) > _MAX_NODES:
         raise ArtefactError(f"{GRAPH} has {len(entries)} nodes; at most {_MAX_NODES} are run.")
@@ -177,6 +197,8 @@ def _decode_graph(entries: list[dict[str, Any]], constants: dict[str, Tensor]) -
             "shape": None if shape is None else tuple(shape),
             "dtype": getattr(torch, entry["dtype"]) if shape is not None else None,
         }
+        if op == "output":
+            node.meta |= _output_meta(entry)
         nodes[name] = node
     graph.lint()
     return graph

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
@@ -16,6 +17,7 @@ from fusion.distances import recognize_distances
 from fusion.errors import CaptureError, ClearfoldError
 from fusion.network import Network, annotate, call, check_finite, is_size_arithmetic, op_name
 from fusion.normalize import DROPOUTS, argument, normalize
+from fusion.outputs import names_of
 from fusion.recognize import recognize, recognize_frozen
 from fusion.tracing import TRACING
 
@@ -34,6 +36,13 @@ _MAY_ALIAS = {
     "unsafe_split",
     "unsafe_split_with_sizes",
 }
+
+
+# What is wrong with networks that return as much as they find, and what to do.
+_COUNTING = (
+    "How much it answers depends on the pixels, as behind the non-maximum suppression of detectors: give it up to its "
+    "raw heads, as a module that returns net.head(list(net.backbone(x).values()))."
+)
 
 
 @torch.inference_mode(False)  # tensors made under it cannot take part in a backward pass later
@@ -56,9 +65,11 @@ def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
     except ClearfoldError:
         raise
     except Exception as error:
+        advice = "Check that it runs on an input of the given shape, and that its forward makes no decision on values."
+        if "data-dependent" in str(error):
+            advice = _COUNTING
         raise CaptureError(
-            f"The network could not be captured as one graph: {_first_line(error)}. "
-            "Check that it runs on an input of the given shape, and that its forward makes no decision on values."
+            f"The network could not be captured as one graph: {_first_line(error)}. {advice}"
         ) from error
     return from_exported(program)
 
@@ -81,6 +92,10 @@ def from_exported(program: ExportedProgram) -> Network:
     fold_constants(network)
     try:
         annotate(network)
+    except DynamicOutputShapeException as error:
+        raise CaptureError(
+            f"The network cannot be captured as one graph ({_first_line(error)}). {_COUNTING}"
+        ) from error
     except Exception as error:
         raise CaptureError(
             f"The network runs with a batch of one size only: {_first_line(error)}. "
@@ -88,12 +103,17 @@ def from_exported(program: ExportedProgram) -> Network:
         ) from error
     if recognize(network) | recognize_distances(network):
         annotate(network)
-    if any(shape is None or (shape and shape[0] is not None) for shape in (o.shape for o in network.outputs)):
+    if not any(_follows_batch(node) for node in network.output_values):
         raise CaptureError(
             "The network's output does not follow the batch size of its input. "
             "Export it with a dynamic batch dimension, or without the reshape that fixes the batch."
         )
     return network
+
+
+def _follows_batch(output: fx.Node) -> bool:
+    shape = output.meta["shape"]
+    return bool(shape) and shape[0] is None
 
 
 def evaluation_twin(module: nn.Module) -> nn.Module:
@@ -178,8 +198,11 @@ def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
             constants[name] = tensors[name].detach().clone()
             new = graph.create_node("get_attr", name)
         elif node.op == "output":
-            results = [mapped[n] for n in node.args[0] if isinstance(n, fx.Node)]
-            new = graph.output(results[0] if len(results) == 1 else tuple(results))
+            returned = names_of(program.call_spec.out_spec, len(node.args[0]))
+            pairs = zip(returned, node.args[0], strict=True)
+            results = {name: mapped[n] for name, n in pairs if isinstance(n, fx.Node)}
+            values = tuple(results.values())
+            new = graph.output(values[0] if len(values) == 1 else values)
         elif node.op == "get_attr":
             raise CaptureError(
                 f"The network contains a nested graph ('{node.target}'), which cannot be explained."
@@ -188,6 +211,8 @@ def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
             new = graph.node_copy(node, lambda n: mapped[n])
         val = node.meta.get("val")
         new.meta = {"layer": _layer(node)}
+        if node.op == "output":
+            new.meta["names"] = tuple(results)
         if node.op == "placeholder":
             if not isinstance(val, Tensor):
                 raise CaptureError(

@@ -45,9 +45,15 @@ class UnsupportedOperator(ClearfoldError):
 
 
 class NoClassScores(ClearfoldError):
-    """A network whose output is no table of class scores [batch, classes]."""
+    """A question about classes to a network without a table of class scores [batch, classes]."""
 
     code = "no-class-scores"
+
+
+class NothingToExplain(ClearfoldError):
+    """A network none of whose outputs holds floating-point numbers for each image of a batch."""
+
+    code = "nothing-to-explain"
 
 
 class NonFiniteWeights(ClearfoldError):

@@ -6,7 +6,7 @@ import keyword
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fusion.errors import NonFiniteWeights
+from fusion.outputs import Kind, kind_of, positions
 from fusion.tracing import TRACING
 
 Shape: TypeAlias = tuple[int | None, ...]
@@ -36,6 +37,19 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class OutputSpec(TensorSpec):
+    """An output of a network, and what it holds."""
+
+    kind: Kind
+
+    @property
+    def explainable(self) -> bool:
+        """Whether it holds floating-point numbers for each image of the batch."""
+        follows = bool(self.shape) and self.shape[0] is None and None not in self.shape[1:]
+        return follows and self.dtype.is_floating_point
+
+
+@dataclass(frozen=True)
 class LayerInfo:
     """One call in the graph, for people: the author's layer name, the operator, the output's shape."""
 
@@ -51,7 +65,8 @@ class Network:
     `graph` has a placeholder per input, `get_attr` nodes whose target is a key of `constants`, calls of ATen
     overloads (or of `operator` functions on sizes), and one output. `node.meta` holds `layer` (the author's
     name), `shape` (None where a dimension follows the batch), `dtype`, and `example`: the shape, or a size's value, for
-    two samples.
+    two samples. The output's has `names` and `kinds` of what is returned, in order (a kind of None follows from the
+    shape).
     """
 
     def __init__(self, graph: fx.Graph, constants: Mapping[str, Tensor]) -> None:
@@ -87,8 +102,33 @@ class Network:
         return tuple(_spec(node) for node in self.input_nodes)
 
     @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return tuple(_spec(node) for node in self.output_values)
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What the network returns, in order, under the author's names."""
+        values, meta = self.output_values, self.output_node.meta
+        names = meta.get("names") or positions(len(values))
+        kinds = meta.get("kinds") or (None,) * len(values)
+        return tuple(
+            OutputSpec(name, node.meta["shape"], node.meta["dtype"], kind or kind_of(node.meta["shape"]))
+            for node, name, kind in zip(values, names, kinds, strict=True)
+        )
+
+    def returning(self, names: Sequence[str], kinds: Mapping[str, Kind] | None = None) -> Network:
+        """The same network with these of its outputs only, in this order; kinds: what some of them hold."""
+        kept = self.copy()
+        by_name = dict(zip((spec.name for spec in self.outputs), kept.output_values, strict=True))
+        declared = dict(
+            zip(by_name, kept.output_node.meta.get("kinds") or (None,) * len(by_name), strict=True)
+        )
+        output = kept.output_node
+        chosen = tuple(by_name[name] for name in names)
+        output.args = (chosen[0] if len(chosen) == 1 else chosen,)
+        output.meta |= {
+            "names": tuple(names),
+            "kinds": tuple((kinds or {}).get(name, declared[name]) for name in names),
+        }
+        kept.graph.eliminate_dead_code()
+        kept.graph.lint()
+        return Network(kept.graph, kept.constants)
 
     @property
     def dtype(self) -> torch.dtype:

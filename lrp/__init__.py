@@ -6,18 +6,21 @@ from lrp.explainer import Explainer, Explanation, explain, resolve_device
 from lrp.grids import Grid
 from lrp.inner import InnerLayer, InnerRelevance
 from lrp.ledger import Entry, Ledger
+from lrp.regions import Box
 from lrp.rules import LRP0, AbsLRP, AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
-from lrp.targets import Contrast, Neurons
+from lrp.targets import Contrast, Explained, Neurons, Output
 
 __all__ = [
     "COMPOSITES",
     "LRP0",
     "AbsLRP",
     "AlphaBeta",
+    "Box",
     "Composite",
     "Contrast",
     "Entry",
     "Epsilon",
+    "Explained",
     "Explainer",
     "Explanation",
     "Flat",
@@ -27,6 +30,7 @@ __all__ = [
     "InnerRelevance",
     "Ledger",
     "Neurons",
+    "Output",
     "WSquare",
     "ZBox",
     "ZPlus",

@@ -14,10 +14,11 @@ from torch import Tensor, fx, nn
 
 from fusion.errors import BadComposite, BadInput
 from fusion.network import Network, op_name
+from fusion.outputs import default_of
 from lrp.grids import Grids
+from lrp.heads import heads, in_shape
 from lrp.inner import InnerLayer, samples_first
 from lrp.maps import Mapped, depended_on, last_maps, mapped, named_maps
-from lrp.surrogate import class_scores
 
 aten = torch.ops.aten
 
@@ -25,10 +26,13 @@ aten = torch.ops.aten
 # Told before every run of the network, of how many images; what it raises ends the attribution.
 Progress: TypeAlias = Callable[[int], None]
 
+# (scores or an output [N, ...], weights of the same shape) -> one number per sample [N]
+Reduce: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
 
 class Scored(nn.Module):
-    """A network as captum wants it: (x [N, ...], seed [N, K]) -> one number per sample [N], the scores weighed by the
-    seed, or what a target function makes of them.
+    """A network as captum wants it: (x [N, ...], weights) -> one number per sample [N], the sum of the scores times the
+    weights, both [N, K] (or an output, in its shape), or what `reduce` makes of the two.
 
     `graph` is its own, so methods may rewrite it; it reads the weights of `weights` and calls the modules of `parts`.
     It is run node by node: torch.fx keeps the source of every module that it generates while the process lives. Before
@@ -39,11 +43,11 @@ class Scored(nn.Module):
         self,
         weights: fx.GraphModule,
         graph: fx.Graph,
-        function: Callable[[Tensor], Tensor] | None = None,
+        reduce: Reduce | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
-        self.weights, self.graph, self.function, self.progress = weights, graph, function, progress
+        self.weights, self.graph, self.reduce, self.progress = weights, graph, reduce, progress
         self.parts = nn.ModuleList()
 
     def part(self, module: nn.Module, x: Any) -> fx.Node:
@@ -52,20 +56,20 @@ class Scored(nn.Module):
         return self.graph.call_function(module.__call__, (x,))  # a function with a name, and with hooks
 
     def scores(self, x: Tensor) -> Tensor:
-        """[N, K]"""
+        """[N, K], or the output that is explained."""
         return fx.Interpreter(self.weights, graph=self.graph).run(x)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor, seed: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         if self.progress is not None:
             self.progress(len(x))
         scores = self.scores(x)
-        return (scores * seed).sum(1) if self.function is None else self.function(scores)
+        return (scores * weights).flatten(1).sum(1) if self.reduce is None else self.reduce(scores, weights)
 
 
 @dataclass(frozen=True)
 class Subject:
     """What a method is given: the network, the grids of its layers, the scored module made of it, the input
-    [N, C, H, W] and the seed [N, K]."""
+    [N, C, H, W] and the weights of the scores [N, K] (of an output, in its shape)."""
 
     network: Network
     grids: Grids
@@ -80,21 +84,27 @@ Method: TypeAlias = Callable[..., Tensor]
 def scored(
     network: Network,
     layer: InnerLayer | None = None,
-    function: Callable[[Tensor], Tensor] | None = None,
+    reduce: Reduce | None = None,
     progress: Progress | None = None,
+    name: str | None = None,
 ) -> Scored:
-    """The network up to its class scores (before a final softmax), or up to a layer, flattened to [N, K]."""
+    """The network up to an output (before a final softmax; by default the one that is explained by default), or up to a
+    layer, flattened to [N, K]."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(network.module.graph, val_map=copied)
     new = {old.name: node for old, node in copied.items()}
     if layer is None:
-        result = new[class_scores(network)[0].name]
+        found = heads(network)
+        head = next((h for h in found if h.name == name), default_of(found))
+        value = new[head.node]
+        result = in_shape(graph, value, len(value.meta["shape"]), head)
     else:
-        result = graph.call_function(samples_first, (new[layer.node], *layer.place, layer.parts))
-    graph.output(graph.call_function(aten.flatten.using_ints, (result, 1)))
+        first = graph.call_function(samples_first, (new[layer.node], *layer.place, layer.parts))
+        result = graph.call_function(aten.flatten.using_ints, (first, 1))
+    graph.output(result)
     graph.eliminate_dead_code()
-    return Scored(network.module, graph, function, progress)
+    return Scored(network.module, graph, reduce, progress)
 
 
 def footprint(network: Network) -> int:
@@ -166,7 +176,9 @@ def smooth_grad(
             # One by one and on the CPU: what a generator gives depends on how much it is asked for at once.
             drawn = torch.stack([torch.randn(x.shape[1:], generator=source) for _ in range(count)])
             noisy = (x + deviation * drawn.to(x)).requires_grad_()
-            found = saliency.attribute(noisy, abs=False, additional_forward_args=(weights.expand(count, -1),))
+            found = saliency.attribute(
+                noisy, abs=False, additional_forward_args=(weights.expand(count, *weights.shape[1:]),)
+            )
             total += _tensor(found).sum(0, keepdim=True)
         maps.append(total / samples)
     return torch.cat(maps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from fusion import Fused, Network, Report, fuse
-from fusion.errors import BadInput, UnbalancedLedger
+from fusion.errors import BadInput, BadTarget, UnbalancedLedger
 from lrp.auto import AUTO, Choice, pick
 from lrp.composites import DEFAULT, Composite, build
+from lrp.goals import Goal, Question, classes_explained, goals, named, question, seeds_of
 from lrp.grids import Grids
+from lrp.heads import Head
 from lrp.inner import (
     Channels,
     InnerLayer,
@@ -24,12 +26,13 @@ from lrp.inner import (
     choose_layers,
     directed,
     inner_layers,
+    passing,
 )
 from lrp.ledger import Ledger, Recording
 from lrp.rules import AnyRule
 from lrp.sources import Source, open_source
 from lrp.surrogate import Surrogate, build_surrogate
-from lrp.targets import Neurons, Seeds, Target, seeds_for
+from lrp.targets import Explained, Neurons, Output, Seeds, Target, seeds_for
 
 # How far a ledger may miss the score, as a share of all relevance moved, before it counts as unbalanced: some
 # thousand roundings of the type.
@@ -41,10 +44,11 @@ class Explanation:
     """Why the network answered as it did.
 
     relevance: [N, C, H, W], or [N, T, C, H, W] with several targets per image; its sum is what of the score arrived
-    at the input. output: class scores [N, K] (before a final softmax), or the values of the layer whose neurons
-    are explained, flattened to [N, K]. target: class indices [N] or [N, T], None for a function or neurons. score: what
-    was explained, [N] or [N, T]. ledger: where the rest of the score is. seconds: the time the explanation took. inner:
-    the relevance at the layers that were asked for.
+    at the input. output: class scores [N, K] (before a final softmax), or the (first) output that is explained, in its
+    own shape, or the values of the layer whose neurons are explained, flattened to [N, K]. target: class indices [N] or
+    [N, T], None for anything else. score: what was explained, [N] or [N, T]. ledger: where the rest of the score is.
+    seconds: the time the explanation took. inner: the relevance at the layers that were asked for. explained: what was
+    explained, by image and target, in words too; empty for functions and neurons.
     """
 
     relevance: Tensor
@@ -55,6 +59,7 @@ class Explanation:
     composite: str
     seconds: float
     inner: Mapping[str, InnerRelevance] = field(default_factory=dict)
+    explained: tuple[tuple[Explained, ...], ...] = ()
 
     def heatmap(self) -> Tensor:
         """Relevance per pixel: summed over channels, [N, H, W] or [N, T, H, W]."""
@@ -160,11 +165,24 @@ class Explainer:
             raise BadInput("The input contains NaN or infinity. Give finite pixel values.")
         return x
 
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The outputs that can be explained."""
+        return self._surrogate.heads
+
     def predict(self, image: Any) -> Tensor:
-        """Class scores [N, K], before a final softmax."""
-        x = self.prepare(image)
+        """Class scores [N, K], before a final softmax; of a network without any, its first output."""
+        return self._answers(self._surrogate.program, self.prepare(image))[0]
+
+    def outputs(self, image: Any) -> dict[str, Tensor]:
+        """All outputs by name, each as it is explained: [N, ...], before a final softmax or sigmoid."""
+        answers = self._answers(self._surrogate.whole, self.prepare(image))
+        return {head.name: answer for head, answer in zip(self.heads, answers, strict=True)}
+
+    def _answers(self, program: Callable[..., Any], x: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self._finite(self._surrogate.program(x, torch.ones_like(x), None))
+            answers = program(x, torch.ones_like(x), None)
+        return tuple(self._finite(t) for t in _several(answers))
 
     def explain(
         self,
@@ -174,7 +192,9 @@ class Explainer:
         at: str | Sequence[str] = (),
         through: Mapping[str, Channels] | None = None,
     ) -> Explanation:
-        """The relevance of every input value for the target (see `lrp.targets.seeds_for` for its forms).
+        """The relevance of every input value for the target: of classes (`lrp.targets.seeds_for` has the forms), of an
+        `lrp.Output`, or a list of these, which cost one forward together. By default the class with the highest score;
+        without class scores, what `lrp.goals.default_output` says of the first output, and `explained` in the answer.
 
         at: layers whose relevance is wanted too. through: only the relevance that passes these channels of these layers
         (indices, or a mask) goes on to the input; the ledger has the rest (concept relevance propagation, Achtibat et
@@ -188,7 +208,8 @@ class Explainer:
         """
         started = time.perf_counter()
         x = self.prepare(image)
-        program, watched, masks = self._instruments(len(x), target, at, through or {})
+        asked, heads = self._asked(target)
+        program, watched, masks = self._instruments(len(x), target, heads, at, through or {})
         recording = Recording(len(x), masks) if self.with_ledger or watched else None
         with (
             torch.inference_mode(False),
@@ -197,17 +218,18 @@ class Explainer:
         ):
             x = x.clone() if x.is_inference() else x
             gate = torch.ones_like(x, requires_grad=True)
-            scores = self._finite(program(x, gate, recording))
-            seeds = self._seeds(target, scores.detach())
+            answers = [self._finite(answer) for answer in _several(program(x, gate, recording))]
+            values = [answer.detach() for answer in answers]
+            found = goals(asked, heads, values, tuple(x.shape[2:])) if asked else []
+            seeds = seeds_of(found, values, asked.several) if asked else self._seeds(target, values[0])
             maps = []
-            for i, seed in enumerate(seeds.seeds):
+            for i, (answer, seed) in enumerate(zip(seeds.of(answers), seeds.seeds, strict=True)):
                 if recording is not None:
                     recording.next_target()
                 last = i == len(seeds.seeds) - 1
-                (relevance,) = torch.autograd.grad(scores, gate, seed, retain_graph=not last)
+                (relevance,) = torch.autograd.grad(answer, gate, seed, retain_graph=not last)
                 maps.append(relevance)
-        output = scores.detach()
-        explained = torch.stack([(output * seed).sum(1) for seed in seeds.seeds], 1)
+        explained = seeds.totals(values)
         relevance = torch.stack(maps, 1) if seeds.several else maps[0]
         score = explained if seeds.several else explained[:, 0]
         ledger = None
@@ -222,8 +244,9 @@ class Explainer:
             if recording is not None
         }
         seconds = time.perf_counter() - started
+        words = self._words(target, found, seeds)
         return Explanation(
-            relevance, output, seeds.classes, score, ledger, self.composite.name, seconds, inner
+            relevance, values[0], seeds.classes, score, ledger, self.composite.name, seconds, inner, words
         )
 
     def attribute(
@@ -246,9 +269,8 @@ class Explainer:
 
         started = time.perf_counter()
         x = self.prepare(image)
-        layer = None
-        if isinstance(target, Neurons):
-            layer = self._chosen(target.layer)[target.layer]
+        asked, heads = self._asked(target)
+        layer = self._chosen(target.layer)[target.layer] if isinstance(target, Neurons) else None
         function = target if callable(target) and not isinstance(target, Tensor) else None
         network = self._plain
         with (
@@ -258,20 +280,35 @@ class Explainer:
         ):
             x = x.clone().requires_grad_()
             with torch.no_grad():
-                output = self._finite(attributions.scored(network, layer).scores(x))
-            seeds = self._seeds(target, output)
+                values = [
+                    self._finite(attributions.scored(network, layer, name=head.name).scores(x))
+                    for head in heads
+                ]
+            found = goals(asked, heads, values, tuple(x.shape[2:])) if asked else []
+            seeds = seeds_of(found, values, asked.several) if asked else self._seeds(target, values[0])
             maps = []
-            for seed in seeds.seeds:
-                scored = attributions.scored(network, layer, function, progress)  # methods rewrite it
-                subject = attributions.Subject(network, self._grids, scored, x, seed)
+            for i, seed in enumerate(seeds.seeds):
+                goal = found[i] if found else None
+                reduce = None if function is None else _of_scores(function)
+                # Methods rewrite the graph that they are given.
+                scored = attributions.scored(
+                    network,
+                    layer,
+                    reduce if goal is None else goal.value,
+                    progress,
+                    heads[0 if goal is None else goal.answer].name,
+                )
+                weights = seed if goal is None else goal.weights
+                subject = attributions.Subject(network, self._grids, scored, x, weights)
                 maps.append(attributions.attribute(method, subject, options))
-        explained = torch.stack([(output * seed).sum(1) for seed in seeds.seeds], 1)
+        explained = seeds.totals(values)
         if function is not None:
-            explained = function(output)[:, None].detach()
+            explained = function(values[0])[:, None].detach()
         relevance = torch.stack(maps, 1) if seeds.several else maps[0]
         score = explained if seeds.several else explained[:, 0]
         seconds = time.perf_counter() - started
-        return Explanation(relevance, output, seeds.classes, score, None, method, seconds)
+        words = self._words(target, found, seeds)
+        return Explanation(relevance, values[0], seeds.classes, score, None, method, seconds, explained=words)
 
     def _finite(self, answer: Tensor) -> Tensor:
         """The network's answer itself. Raises BadInput where it is no finite number."""
@@ -337,13 +374,19 @@ class Explainer:
         return choose_layers(self.network, self._inner_layers, names)
 
     def _instruments(
-        self, samples: int, target: Target, at: str | Sequence[str], through: Mapping[str, Channels]
-    ) -> tuple[Callable[..., Tensor], list[InnerLayer], dict[str, Tensor]]:
+        self,
+        samples: int,
+        target: Target,
+        heads: Sequence[Head],
+        at: str | Sequence[str],
+        through: Mapping[str, Channels],
+    ) -> tuple[Callable[..., Any], list[InnerLayer], dict[str, Tensor]]:
         """The program that answers this question, the layers that it watches, and the masks at them."""
         names = [at] if isinstance(at, str) else list(at)
         neurons = target.layer if isinstance(target, Neurons) else None
         if not (names or through or neurons is not None):
-            return self._surrogate.program, [], {}
+            alone = tuple(heads) == (self._surrogate.default,)
+            return self._surrogate.program if alone else directed(self._surrogate, (), heads=heads), [], {}
         also = () if neurons is None else (neurons,)
         found = self._chosen(*names, *through, *also)
         masks: dict[str, Tensor] = {}
@@ -352,8 +395,55 @@ class Explainer:
             node = found[name].node  # of two names of one node both count
             masks[node] = masks[node] * mask if node in masks else mask
         watched = [found[name] for name in dict.fromkeys((*names, *through))]
-        program = directed(self._surrogate, watched, None if neurons is None else found[neurons])
+        program = directed(self._surrogate, watched, None if neurons is None else found[neurons], heads)
         return program, watched, masks
+
+    def _asked(self, target: Target) -> tuple[Question | None, tuple[Head, ...]]:
+        """The target in terms of outputs (None: of classes, or neurons), and the outputs that it reads. Raises
+        BadTarget."""
+        asked = question(target, self.heads)
+        if asked is None:
+            return None, (self._surrogate.default,)
+        heads = tuple(dict.fromkeys(named(self.heads, output.name) for output in asked.outputs))
+        closed = next((head for head in heads if head not in self._open), None)
+        if closed is not None:
+            raise BadTarget(
+                f"No relevance passes from the output {closed} to the image: it does not depend on it, or only by what "
+                "chooses or scales a signal. Take another output."
+            )
+        outputs = tuple(
+            replace(output, name=named(self.heads, output.name).name, like=self._like(output))
+            for output in asked.outputs
+        )
+        return replace(asked, outputs=outputs), heads
+
+    @cached_property
+    def _open(self) -> tuple[Head, ...]:
+        """The outputs from which relevance reaches the image."""
+        graph = self._surrogate.whole.graph
+        reached = passing(graph)
+        (values,) = graph.output_node().args
+        return tuple(
+            head for head, node in zip(self.heads, _several(values), strict=True) if node.name in reached
+        )
+
+    def _like(self, output: Output) -> Any:
+        """What an output is compared with: the values themselves, or those of an image."""
+        like, shape = output.like, self.network.inputs[0].shape
+        if like is None or not _is_image(like, shape):
+            return like
+        head = named(self.heads, output.name)
+        return self._answers(directed(self._surrogate, (), heads=[head]), self.prepare(like))[0]
+
+    def _words(
+        self, target: Target, found: Sequence[Goal], seeds: Seeds
+    ) -> tuple[tuple[Explained, ...], ...]:
+        """What was explained, by image and target."""
+        if found:
+            return tuple(zip(*(goal.explained for goal in found), strict=True))
+        if seeds.classes is None:
+            return ()
+        return classes_explained(target, self._surrogate.default, seeds.classes)
 
     def _seeds(self, target: Target, scores: Tensor) -> Seeds:
         if not isinstance(target, Neurons):
@@ -364,6 +454,23 @@ class Explainer:
         mask = layer.mask(target.channels, len(scores)).to(device=scores.device, dtype=scores.dtype)
         seed = layer.by_sample(mask.expand(layer.size(len(scores)))).flatten(1)
         return Seeds((seed,), None, False)
+
+
+def _several(answers: Any) -> tuple[Any, ...]:
+    """The answers of a program, which are no tuple where it is one."""
+    return answers if isinstance(answers, tuple) else (answers,)
+
+
+def _of_scores(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda scores, weights: function(scores)
+
+
+def _is_image(like: Any, shape: Sequence[int | None]) -> bool:
+    """Whether this is an image rather than the values of an output: anything but numbers, or a tensor of the input's
+    shape."""
+    if isinstance(like, Tensor):
+        return like.ndim in (len(shape), len(shape) - 1) and tuple(like.shape[-3:]) == tuple(shape[-3:])
+    return not isinstance(like, list | tuple)
 
 
 def explain(

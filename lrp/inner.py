@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, fx
 
 from fusion.errors import BadLayer
-from fusion.network import Network, is_size_arithmetic, op_name, reads_values
+from fusion.network import Network, op_name, reads_values
+from lrp.channels import channel_axis
 from lrp.graft import Place, Recorder, graft, passed, per_sample, received, sink
 from lrp.grids import Grid, Grids
+from lrp.heads import Head
 from lrp.surrogate import Surrogate
 
 # Channels of a layer by index, or a mask that broadcasts against the layer's output [N, ...].
@@ -212,7 +214,7 @@ def watch(watcher: Watcher, key: str, t: Tensor, place: Place = (0, 1)) -> Tenso
 def inner_layers(network: Network, surrogate: Surrogate, grids: Grids) -> dict[str, InnerLayer]:
     """Every place that can be looked at, in execution order, by its name: the last of several calls in a layer has the
     layer's name, those before it their node's (`LAYER#1` for the first call, where a layer is called like the node)."""
-    open_to = passing(surrogate.program.graph)
+    open_to = passing(surrogate.whole.graph)
     nodes = [
         n for n in network.calls() if n.name in surrogate.nodes and surrogate.nodes[n.name][0] in open_to
     ]
@@ -229,7 +231,7 @@ def inner_layers(network: Network, surrogate: Surrogate, grids: Grids) -> dict[s
             name,
             node.name,
             op_name(node),
-            _channel_axis(node),
+            channel_axis(node),
             node.meta["example"],
             surrogate.nodes[node.name][1],
             grids,
@@ -301,7 +303,7 @@ def passing(program: fx.Graph) -> set[str]:
 
 @dataclass(frozen=True)
 class Directed:
-    """A surrogate's program for one question: (x, gate, recorder) -> scores [N, K].
+    """A surrogate's program for one question: (x, gate, recorder) -> scores [N, K], or the values that are explained.
 
     It is run node by node: torch.fx keeps the source of every module that it generates while the process lives.
     """
@@ -309,97 +311,44 @@ class Directed:
     weights: fx.GraphModule
     graph: fx.Graph
 
-    def __call__(self, x: Tensor, gate: Tensor, recorder: Recorder | None) -> Tensor:
-        return fx.Interpreter(self.weights, graph=self.graph).run(x, gate, recorder)  # type: ignore[no-any-return]
+    def __call__(self, x: Tensor, gate: Tensor, recorder: Recorder | None) -> Any:
+        return fx.Interpreter(self.weights, graph=self.graph).run(x, gate, recorder)
 
 
 def directed(
-    surrogate: Surrogate, watched: Iterable[InnerLayer], neurons: InnerLayer | None = None
+    surrogate: Surrogate,
+    watched: Iterable[InnerLayer],
+    neurons: InnerLayer | None = None,
+    heads: Sequence[Head] = (),
 ) -> Directed:
-    """The surrogate's program with a watcher (its recorder) at these layers and, where neurons are explained, cut at
-    their layer: its output, with the samples first and flattened, takes the place of the class scores. The weights are
-    shared. Raises BadLayer for a watched layer that the neurons do not depend on."""
+    """The surrogate's program with a watcher (its recorder) at these layers, for these outputs (by default the one that
+    is explained by default; several come as a tuple). Where neurons are explained, it is cut at their layer: its
+    output, with the samples first and flattened, takes the outputs' place. The weights are shared. Raises BadLayer for
+    a watched layer that what is explained does not depend on."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    scores = graph.graph_copy(surrogate.program.graph, val_map=copied)
+    answers: Any = graph.graph_copy(surrogate.whole.graph, val_map=copied)
     new = {old.name: node for old, node in copied.items()}
     if neurons is not None:
         node = new[surrogate.nodes[neurons.node][0]]
         first = graph.call_function(samples_first, (node, *neurons.place, neurons.parts))
-        scores = graph.call_function(torch.ops.aten.flatten.using_ints, (first, 1))
-    graph.output(scores)
+        answers = graph.call_function(torch.ops.aten.flatten.using_ints, (first, 1))
+    elif len(surrogate.heads) > 1:
+        chosen = [answers[surrogate.heads.index(head)] for head in heads or (surrogate.default,)]
+        answers = chosen[0] if len(chosen) == 1 else tuple(chosen)
+    graph.output(answers)
     graph.eliminate_dead_code()
     open_to = passing(graph)
     recorder = next(node for node in graph.nodes if node.op == "placeholder" and node.target == "recorder")
     for layer in {layer.node: layer for layer in watched}.values():
         node = new[surrogate.nodes[layer.node][0]]
         if node.name not in open_to:
-            last = "the class scores" if neurons is None else f"'{neurons.name}'"
+            names = [f"'{head.name}'" for head in heads or (surrogate.default,)]
+            last = " and ".join(names) if neurons is None else f"'{neurons.name}'"
             raise BadLayer(f"'{layer.name}' is no part of what makes {last}: its relevance is 0 everywhere.")
         with graph.inserting_after(node):
             look = graph.call_function(watch)
         node.replace_all_uses_with(look)
         look.args = (recorder, layer.node, node, layer.place)
     graph.lint()
-    return Directed(surrogate.program, graph)
-
-
-_AT_THE_END = ("linear", "layer_norm", "rms_norm")
-_AT_ONE = (
-    "conv",
-    "batch_norm",
-    "group_norm",
-    "instance_norm",
-    "max_pool",
-    "avg_pool",
-    "adaptive",
-    "scaled_dot",
-)
-
-
-def _channel_axis(node: fx.Node) -> int:
-    """Where the channels are: behind a linear layer at the end, behind a convolution in axis 1 (the heads of attention
-    too), wherever a permutation puts them; in token streams [N, T, C] of unknown making at the end, else in axis 1."""
-    rank = len(node.meta["shape"])
-    found = _known_axis(node, rank)
-    if found is None:
-        found = rank - 1 if rank == 3 else 1
-    return found if node.meta["shape"][found] is not None else rank - 1
-
-
-def _known_axis(node: Any, rank: int) -> int | None:
-    """The channels' axis as the operators that made a tensor of this rank tell it, None where none does."""
-    moved: list[list[int]] = []
-    while isinstance(node, fx.Node) and node.op == "call_function":
-        shape, op = node.meta.get("shape"), op_name(node)
-        if shape is not None and len(shape) != rank:
-            return None
-        if op in _AT_THE_END or op.startswith(_AT_ONE):
-            axis = rank - 1 if op in _AT_THE_END else 1
-            for order in reversed(moved):
-                axis = order.index(axis)
-            return axis
-        if op in ("permute", "transpose"):
-            moved.append(_order(node, rank))
-        elif op in ("reshape", "view", "matmul", "bmm"):
-            return None
-        node = next((n for n in node.all_input_nodes if _ranked(n, rank)), None)
-    return None
-
-
-def _order(node: fx.Node, rank: int) -> list[int]:
-    """The axes of a permutation's result by their old places."""
-    if op_name(node) == "permute":
-        return [int(axis) % rank for axis in node.args[1]]  # type: ignore[union-attr,arg-type]
-    order = list(range(rank))
-    first, second = (int(axis) % rank for axis in node.args[1:3])  # type: ignore[arg-type]
-    order[first], order[second] = order[second], order[first]
-    return order
-
-
-def _ranked(node: fx.Node, rank: int) -> bool:
-    """Whether a tensor has this rank, or is several at once (split), which have none."""
-    shape = node.meta.get("shape")
-    return (
-        node.op == "call_function" and (shape is None or len(shape) == rank) and not is_size_arithmetic(node)
-    )
+    return Directed(surrogate.whole, graph)

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, fx
 
 from fusion.distances import distances
-from fusion.errors import NoClassScores, UnsupportedOperator
+from fusion.errors import NothingToExplain, UnsupportedOperator
 from fusion.linear import LinearLayer, linear_layer, linear_layer_ending_at
 from fusion.network import Network, graph_module, is_size_arithmetic, op_name, retarget, value_dependent
 from fusion.normalize import argument
+from fusion.outputs import default_of
 from fusion.registry import Registry
 from lrp.composites import Composite
 from lrp.decompose import decomposed
 from lrp.distances import distance_layer
 from lrp.graft import Place, graft, sink
-from lrp.held import attends, held, is_gated, is_rounding, unrounded
+from lrp.heads import Head, heads, in_shape
+from lrp.held import attends, held, is_gated, is_rounding
 from lrp.rules import MAGNITUDE, AnyRule, Branch, InputRule, LinearRule, ZBox
 from lrp.shares import branched, quotient, redistributed
 from lrp.signs import non_negative
@@ -31,25 +33,49 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A program (x, gate, recorder) -> class scores [N, K]; the gradient of a score by `gate` is the relevance of x.
+    """A program (x, gate, recorder) -> the values of an output; the gradient of one by `gate` is the relevance of x for
+    it.
 
-    `gate` is a tensor of ones in the shape of x that multiplies it. `layers` maps the nodes that record in the
-    ledger to (layer, operator); `rules` lists the linear layers with their rules; `nodes` maps the network's nodes to
-    those of the program that have their values and, times their gradients, their relevance, and to where samples are.
+    `whole` returns all outputs that can be explained, `heads`, in their order, each in its head's shape (no tuple
+    where it is one), and `program` the one that is explained by default (class scores [N, K], where there are any).
+    `gate` is a tensor of ones in the shape of x that multiplies it. `layers` maps the nodes that record in the ledger
+    to (layer, operator); `rules` lists the linear layers with their rules; `nodes` maps the network's nodes to those of
+    the program that have their values and, times their gradients, their relevance, and to where samples are.
     """
 
+    whole: fx.GraphModule
     program: fx.GraphModule
+    heads: tuple[Head, ...]
     layers: dict[str, tuple[str, str]]
     rules: tuple[tuple[LinearLayer, AnyRule], ...]
-    notes: tuple[str, ...]
     nodes: dict[str, tuple[str, Place]]
+
+    @property
+    def default(self) -> Head:
+        return default_of(self.heads)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about what is explained."""
+        return tuple(head.note for head in self.heads if head.note)
 
     def to(self, device: torch.device) -> Surrogate:
         """The same surrogate on another device."""
-        program = copy.deepcopy(self.program).to(device=device)
-        retarget(program.graph, device=device)
-        program.recompile()
-        return replace(self, program=program)
+        whole = copy.deepcopy(self.whole).to(device=device)
+        retarget(whole.graph, device=device)
+        whole.recompile()
+        return replace(self, whole=whole, program=_only(whole, self.heads, self.default))
+
+
+def _only(whole: fx.GraphModule, heads: Sequence[Head], head: Head) -> fx.GraphModule:
+    """The program for one of the outputs; it shares the weights."""
+    if len(heads) == 1:
+        return whole
+    graph = fx.Graph()
+    values = graph.graph_copy(whole.graph, val_map={})
+    graph.output(values[heads.index(head)])  # type: ignore[index]
+    graph.eliminate_dead_code()
+    return fx.GraphModule(whole, graph, class_name="Surrogate")
 
 
 @dataclass
@@ -180,8 +206,8 @@ operator_rule: Registry[Emit] = Registry()
 def build_surrogate(network: Network, composite: Composite) -> Surrogate:
     """Rewrite a (fused) network into its surrogate.
 
-    Raises UnsupportedOperator for an operator without a rule, NoClassScores for a network whose first output is no
-    table [N, K], BadComposite where the composite does not fit the network.
+    Raises UnsupportedOperator for an operator without a rule, NothingToExplain for a network without an output of
+    numbers for each image, BadComposite where the composite does not fit the network.
     """
     import lrp.choices
     import lrp.operators
@@ -190,10 +216,10 @@ def build_surrogate(network: Network, composite: Composite) -> Surrogate:
 
     network = decomposed(network)
     if len(network.input_nodes) != 1:
-        raise NoClassScores(
+        raise NothingToExplain(
             f"The network has {len(network.input_nodes)} inputs; only networks of one image are explained."
         )
-    scores, notes = class_scores(network)
+    found = heads(network)
     builder = Builder(network, composite)
     layers = [
         layer for n in network.graph.nodes if (layer := linear_layer(network, n)) and n in builder.dependent
@@ -202,22 +228,24 @@ def build_surrogate(network: Network, composite: Composite) -> Surrogate:
     rules = composite.resolve(layers, {layer for layer in layers if layer.source in routes})
     by_output = {layer.output: layer for layer in layers}
     inner = {layer.node for layer in layers if layer.output is not layer.node} - builder.held
+    missing = {head.node for head in found}
     for node in network.graph.nodes:
-        if node.op == "output":
-            break
         if node not in inner:
             builder.values[node] = _surrogate_of(builder, node, by_output, rules, routes)
-        if node is scores:
+        missing.discard(node.name)
+        if not missing:
             break
-    result = builder.values[scores]
-    shape = scores.meta["shape"]
-    if len(shape) > 2:
-        result = builder.emit(aten.flatten.using_ints, result, 1)
-    builder.graph.output(result)
+    by_name = {node.name: node for node in builder.values}
+    results = tuple(
+        in_shape(builder.graph, builder.values[node], len(node.meta["shape"]), head)
+        for head in found
+        for node in (by_name[head.node],)
+    )
+    builder.graph.output(results[0] if len(results) == 1 else results)
     builder.graph.eliminate_dead_code()
     builder.graph.lint()
-    program = graph_module(builder.constants, builder.graph, "Surrogate")
-    left = {node.name for node in program.graph.nodes}
+    whole = graph_module(builder.constants, builder.graph, "Surrogate")
+    left = {node.name for node in whole.graph.nodes}
     nodes = {
         node.name: (value.name, builder.place(node))
         for node, value in builder.values.items()
@@ -226,37 +254,8 @@ def build_surrogate(network: Network, composite: Composite) -> Surrogate:
         and node.meta.get("shape") is not None
         and value.name in left
     }
-    return Surrogate(program, builder.layers, tuple(rules.items()), notes, nodes)
-
-
-def class_scores(network: Network) -> tuple[fx.Node, tuple[str, ...]]:
-    """The node of the class scores [N, K] (or [N, K, 1, 1]): the first output, before a final (log-)softmax."""
-    node = network.output_values[0]
-    shape = node.meta["shape"]
-    if len(shape) < 2 or shape[1] is None or shape[1] < 2 or any(size != 1 for size in shape[2:]):
-        raise NoClassScores(
-            f"The network's output has shape {['N', *shape[1:]]}, which is no table of class scores [N, classes]. "
-            "Give a classifier, or cut the network at its class scores."
-        )
-    last, through = unrounded(node), []
-    while (
-        op_name(last) in ("reshape", "flatten", "squeeze", "unsqueeze", "_to_copy", "to")
-        and last.op == "call_function"
-    ):
-        through.append(last)
-        last = last.args[0]  # type: ignore[assignment]
-    if last.op == "call_function" and op_name(last) in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
-        before = last.args[0]
-        assert isinstance(before, fx.Node)
-        shape = before.meta["shape"]
-        if (
-            len(shape) >= 2
-            and shape[1] == node.meta["shape"][1]
-            and last.args[1] in (1, 1 - len(shape))
-            and all(size == 1 for size in shape[2:])
-        ):
-            return before, (f"The score before the final {op_name(last).strip('_')} is explained.",)
-    return node, ()
+    program = _only(whole, found, default_of(found))
+    return Surrogate(whole, program, found, builder.layers, tuple(rules.items()), nodes)
 
 
 def _surrogate_of(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fusion.errors import BadTarget
+from lrp.regions import Region
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,28 @@ class Neurons:
     channels: int | Sequence[int] | Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Output:
+    """A number made of one of the network's outputs: of a segmenter's map, a detector's raw head, an embedding.
+
+    name: the output's name or position; by default the class scores, or else the first output. index: one value of it,
+    by its place behind the images' axis, as (anchor, class) of [N, anchors, classes]. channel: this channel only, along
+    `axis` (which the output tells by itself where it can). region: the places that count: a Box, a mask [*places] (or
+    [H, W] in pixels of the input; weights count in sums and means), or "wins": where the channel is the largest of all,
+    positive if it is the only one; without a channel, where the one is that wins at the most places. reduce: "sum",
+    "mean", "max" (the largest value), "norm", or "cosine" (of the angle to `like`). like: values of the output's shape,
+    or an image, whose output they are; a sum is weighed by them (a dot product).
+    """
+
+    name: str | int | None = None
+    index: int | Sequence[int] | None = None
+    channel: int | None = None
+    region: Region | None = None
+    reduce: str = "sum"
+    like: Any = None
+    axis: int | None = None
+
+
 Target: TypeAlias = (
     int
     | Sequence[int]
@@ -41,20 +64,51 @@ Target: TypeAlias = (
     | Callable[[Tensor], Tensor]
     | Contrast
     | Neurons
+    | Output
+    | Sequence[Output]
     | None
 )
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """One backward pass per entry of `seeds`, each [N, K]: the derivative of what is explained by the class scores.
+class Explained:
+    """What was explained of one image: a number made of one output.
 
-    classes: the class indices [N, T], None for a function. several: whether a target axis was asked for.
+    channel, index: the one channel or value of it, None for several. places: how many values count. text: all of it in
+    words.
+    """
+
+    output: str
+    kind: str
+    reduce: str
+    channel: int | None
+    index: tuple[int, ...] | None
+    places: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One backward pass per entry of `seeds`, each in the shape of the values that it belongs to: class scores [N, K],
+    or an output. What is explained is sum(seed * values).
+
+    classes: the class indices [N, T], None for anything but classes. several: whether a target axis was asked for.
+    answers: which of the values that were asked for each seed belongs to; empty where there is one.
     """
 
     seeds: tuple[Tensor, ...]
     classes: Tensor | None
     several: bool
+    answers: tuple[int, ...] = ()
+
+    def of(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The values that each seed belongs to."""
+        return [values[self.answers[i] if self.answers else 0] for i in range(len(self.seeds))]
+
+    def totals(self, values: Sequence[Tensor]) -> Tensor:
+        """What is explained: [N, T]."""
+        pairs = zip(self.of(values), self.seeds, strict=True)
+        return torch.stack([(value * seed).flatten(1).sum(1) for value, seed in pairs], 1)
 
 
 def seeds_for(target: Target, scores: Tensor) -> Seeds:
@@ -66,7 +120,7 @@ def seeds_for(target: Target, scores: Tensor) -> Seeds:
     """
     if isinstance(target, Contrast):
         return _contrast(target, scores)
-    assert not isinstance(target, Neurons), "the scores are not what these explain"
+    assert not isinstance(target, Neurons | Output), "the scores are not what these explain"
     if callable(target) and not isinstance(target, Tensor):
         return Seeds((_gradient(target, scores),), None, False)
     classes = _indices(target, scores)
@@ -101,7 +155,7 @@ def _one_each(target: int | Sequence[int] | None, scores: Tensor) -> Tensor:
     return found
 
 
-def _indices(target: int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None, scores: Tensor) -> Tensor:
+def _indices(target: Any, scores: Tensor) -> Tensor:
     count, classes = scores.shape
     if target is None:
         return scores.argmax(1)
@@ -140,7 +194,8 @@ def _gradient(function: Callable[[Tensor], Tensor], scores: Tensor) -> Tensor:
         if not isinstance(value, Tensor) or value.shape != scores.shape[:1]:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise BadTarget(
-                f"A target function maps scores [N, K] to one number per image [N]; this one returned {shape}."
+                f"A target function maps scores {['N', *scores.shape[1:]]} to one number per image [N]; this one "
+                f"returned {shape}."
             )
         if not value.requires_grad:
             raise BadTarget("The target function does not depend on the scores differentiably.")

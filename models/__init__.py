@@ -28,8 +28,8 @@ def open(source: Any, *, size: tuple[int, int] | None = None, input: InputSpec |
 
     `size` is (height, width) where the source does not say it; `input` describes the input where the source
     does not, or wrongly. A .pt2 file must come from a source you trust: reading it may run code from it.
-    Raises the errors of `fusion.errors` (BadFile, UnsupportedOperator, NonFiniteWeights, NoClassScores,
-    CaptureError, BadInput) and of `models.zoo.loader` (UnknownNetwork, ZooUnavailable).
+    Raises the errors of `fusion.errors` (BadFile, UnsupportedOperator, NonFiniteWeights,
+    NothingToExplain, CaptureError, BadInput) and of `models.zoo.loader` (UnknownNetwork, ZooUnavailable).
     """
     from torch import nn
     from torch.export import ExportedProgram

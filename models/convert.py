@@ -76,7 +76,6 @@ def convert(
     release()
     say("certifying")
     certificate = fusion.certify(opened.original, fused.network, certification_inputs(spec))
-    classes = fused.network.outputs[0].shape[1]
     notes = (*opened.notes, *_judge(certificate))
     manifest = {
         "name": name or _name(source),
@@ -84,8 +83,12 @@ def convert(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "sha256": _digest(source),
         "input": spec.to_json(),
-        "labels": list(opened.labels) if opened.labels and len(opened.labels) == classes else None,
-        "classes": classes,
+        "labels": list(opened.labels) if opened.labels else None,
+        "classes": opened.classes,
+        "outputs": [
+            {"name": spec.name, "kind": spec.kind, "shape": list(spec.shape)}
+            for spec in fused.network.outputs
+        ],
         "parameters": parameters,
         "fusion": fused.report.to_json(),
         "certificate": certificate.to_json(),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fusion.errors import BadFile, CaptureError, NoClassScores
+from fusion.errors import BadFile, CaptureError
+from fusion.outputs import MEANINGS, Kind, default_of, nothing_to_explain
+from models.embeddings import is_embedding
 from models.preprocess import MAX_SIZE, InputSpec, prepare
 
 if TYPE_CHECKING:
@@ -19,15 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A network of any format. `original` is the format's own runtime: float tensor [N, C, H, W] in, scores
-    [N, K] out, on the CPU. `notes` says what was assumed."""
+    """A network of any format. `original` is the format's own runtime, on the CPU: float tensor [N, C, H, W] in, what
+    the network answers out (a tuple where it is several). `labels` name the classes, or the channels of the output that
+    is explained by default. `notes` says what was assumed."""
 
     network: Network
-    original: Callable[[Tensor], Tensor]
+    original: Callable[[Tensor], Any]
     input: InputSpec
     labels: tuple[str, ...] | None
     format: str
     notes: tuple[str, ...]
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are scores for, None where there are none."""
+        return classes_of(self.network)
 
     def prepare(self, image: Any) -> Tensor:
         """An image (a path, bytes, PIL image or uint8 array) as the network's input [1, C, H, W]."""
@@ -47,6 +55,8 @@ class Source:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     input: InputSpec | None = None
     labels: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None  # the outputs', where the module does not return them by name
+    embeds: bool = False  # the tables that it answers are embeddings, no class scores
 
 
 def assemble(source: Source, format: str, input: InputSpec | None) -> Opened:
@@ -57,9 +67,12 @@ def assemble(source: Source, format: str, input: InputSpec | None) -> Opened:
     if network is None:
         assert source.module is not None
         network = fusion.capture(source.module, (source.example,))
-    network = scores_only(network)
-    classes = network.outputs[0].shape[1]
+    if source.names and len(source.names) == len(network.outputs):
+        network = network.copy()
+        network.output_node.meta["names"] = source.names
     notes = list(source.notes)
+    labels = source.labels or _labels(source.metadata)
+    network, positions = answering(network, source.embeds, labels, notes)
     spec = input or source.input or _described(source, notes)
     if spec.channels != source.example.shape[1]:
         raise BadFile(
@@ -68,53 +81,85 @@ def assemble(source: Source, format: str, input: InputSpec | None) -> Opened:
         )
     if spec.size != tuple(source.example.shape[2:]):
         _check_size(network, spec)
-    labels = source.labels or _labels(source.metadata)
-    if labels is not None and len(labels) != classes:
-        notes.append(f"The {len(labels)} labels in the file are ignored: the network has {classes} classes.")
+    if labels is not None and len(labels) != named_channels(network):
+        channels = named_channels(network)
+        what = f"has {channels} classes" if channels else "has no classes"
+        notes.append(f"The {len(labels)} labels in the file are ignored: the network {what}.")
         labels = None
-    return Opened(network, _scores_of(source.original), spec, labels, format, tuple(notes))
+    original = _same_answers(source.original, positions, network)
+    return Opened(network, original, spec, labels, format, tuple(notes))
 
 
-def scores_only(network: Network) -> Network:
-    """The network with its class scores [N, K] as the only output. Raises NoClassScores."""
+def answering(
+    network: Network, embeds: bool, labels: Sequence[str] | None, notes: list[str]
+) -> tuple[Network, tuple[int, ...]]:
+    """The network with the outputs that can be explained, class scores as [N, K], and their positions among the tensors
+    that it returns. Raises NothingToExplain.
+
+    A table counts as class scores unless it is known to be an embedding: by the source (`embeds`), or by the graph
+    (`models.embeddings`), where no labels say otherwise.
+    """
+    tensors = [spec for spec in network.outputs if spec.shape is not None]
+    positions = tuple(i for i, spec in enumerate(tensors) if spec.explainable)
+    if not positions:
+        raise nothing_to_explain([(spec.shape, spec.dtype) for spec in network.outputs])
+    kinds: dict[str, Kind] = {}
+    for spec, node in zip(network.outputs, network.output_values, strict=True):
+        labelled = labels is not None and spec.kind == "scores" and len(labels) == spec.shape[1]
+        if spec.kind == "scores" and not labelled and (embeds or is_embedding(network, node)):
+            kinds[spec.name] = "vector"
+    kept = network.returning([tensors[i].name for i in positions], kinds)
+    dropped = [spec.name for i, spec in enumerate(tensors) if i not in positions]
+    if dropped:
+        notes.append(
+            f"Left out of the outputs: {', '.join(dropped)} (no floating-point numbers for each image of a batch)."
+        )
+    described = ", ".join(f"'{spec.name}' ({MEANINGS[spec.kind]})" for spec in kept.outputs)
+    if len(positions) > 1 or kept.outputs[0].kind != "scores":
+        notes.append(f"What can be explained: {described}.")
+    return _flat_scores(kept), positions
+
+
+def classes_of(network: Network) -> int | None:
+    """How many classes there are scores for: the columns of the first table of class scores, None without any."""
+    return next((spec.shape[1] for spec in network.outputs if spec.kind == "scores"), None)
+
+
+def named_channels(network: Network) -> int | None:
+    """How many things labels can name: classes, or the channels of the output that is explained by default."""
+    spec = default_of(network.outputs)
+    axis = {"scores": 1, "map": 1, "rows": 2}.get(spec.kind)
+    return None if axis is None else spec.shape[axis]
+
+
+def _flat_scores(network: Network) -> Network:
+    """The network with class scores [N, K, 1, 1] as [N, K]."""
     from fusion.network import annotate
 
-    kept = network.copy()
-    chosen = next((node for node in kept.output_values if _is_scores(node.meta["shape"])), None)
-    if chosen is None:
-        shapes = ", ".join(_text(output.shape) for output in network.outputs) or "nothing"
-        raise NoClassScores(
-            f"The network's output is {shapes}: no class scores [batch, classes] with 2 classes or more. "
-            "Only classifiers can be explained; export the network with its classification head."
-        )
-    output = kept.output_node
-    if len(chosen.meta["shape"]) > 2:
-        with kept.graph.inserting_before(output):
-            flat = kept.graph.call_function(torch.ops.aten.flatten.using_ints, (chosen, 1))
-        flat.meta = {**chosen.meta}
-        chosen = flat
-    output.args = (chosen,)
-    kept.graph.eliminate_dead_code()
-    kept.graph.lint()
-    return annotate(type(kept)(kept.graph, kept.constants))
+    values = []
+    for spec, node in zip(network.outputs, network.output_values, strict=True):
+        if spec.kind in ("scores", "vector") and len(spec.shape) > 2:
+            with network.graph.inserting_before(network.output_node):
+                flat = network.graph.call_function(torch.ops.aten.flatten.using_ints, (node, 1))
+            flat.meta = {**node.meta}
+            node = flat
+        values.append(node)
+    network.output_node.args = (values[0] if len(values) == 1 else tuple(values),)
+    network.graph.lint()
+    return annotate(type(network)(network.graph, network.constants))
 
 
-def _is_scores(shape: tuple[int | None, ...] | None) -> bool:
-    """[N, K] or [N, K, 1, 1] with K >= 2; N is free, or fixed in a measured output."""
-    if shape is None or len(shape) < 2:
-        return False
-    classes, *rest = shape[1:]
-    return classes is not None and classes >= 2 and all(side == 1 for side in rest)
+def _same_answers(
+    original: Callable[[Tensor], Any], positions: Sequence[int], network: Network
+) -> Callable[[Tensor], Any]:
+    """The original's answers that the network gives too, in the same order and shapes."""
+    ranks = [len(spec.shape) for spec in network.outputs]
 
-
-def _scores_of(original: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
-    """The same choice among the original's outputs as `scores_only` makes in the network."""
-
-    def run(x: Tensor) -> Tensor:
-        for value in _tensors(original(x)):
-            if _is_scores(tuple(value.shape)):
-                return value.flatten(1)
-        raise NoClassScores("The network answered no table of class scores [batch, classes].")
+    def run(x: Tensor) -> Any:
+        tensors = _tensors(original(x))
+        chosen = (tensors[i] for i in positions)
+        answers = tuple(t.flatten(1) if t.ndim > rank else t for t, rank in zip(chosen, ranks, strict=True))
+        return answers[0] if len(answers) == 1 else answers
 
     return run
 

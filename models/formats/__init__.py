@@ -61,7 +61,12 @@ def _read_onnx(path: Path, *, size: tuple[int, int] | None = None) -> Source:
 
     found = onnx.read(path, size=size)
     return Source(
-        found.example, found.original, module=found.module, notes=tuple(found.notes), metadata=found.metadata
+        found.example,
+        found.original,
+        module=found.module,
+        notes=tuple(found.notes),
+        metadata=found.metadata,
+        names=found.output_names,
     )
 
 

@@ -10,20 +10,37 @@ from torch import Tensor, nn
 
 from fusion.capture import evaluation_twin
 from fusion.errors import BadInput
-from models.formats.probing import check_finite, find_example, map_tensors
+from models.detectors import is_detector, raw_heads
+from models.formats.probing import DEFAULT_SIZE, check_finite, find_example, map_tensors
 from models.opened import Source
+from models.preprocess import InputSpec
 
 
 def read(module: nn.Module, *, size: tuple[int, int] | None = None, channels: int | None = None) -> Source:
     """A module as a source. `size` is (height, width), 224x224 where it is left open.
 
-    Raises NonFiniteWeights, and BadInput where the module does not run on such an image.
+    Detectors of torchvision are read up to their raw heads, behind their own preprocessing (`models.detectors`). Raises
+    NonFiniteWeights, and BadInput where the module does not run on such an image.
     """
     check_finite(module)
     notes: list[str] = []
+    spec = None
     twin = evaluation_twin(module)
+    if is_detector(twin):
+        notes.append(
+            "A detector: the raw outputs of its heads are explained, before non-maximum suppression."
+        )
+        size, spec = size or DEFAULT_SIZE, _normalization(twin, size or DEFAULT_SIZE)
+        twin = raw_heads(twin)
     example = find_example(twin, size, notes, BadInput, channels)
-    return Source(example, _runner(twin, example), module=twin, notes=tuple(notes))
+    embeds = getattr(module, "num_classes", None) == 0  # timm's word for a network without its classifier
+    return Source(example, _runner(twin, example), module=twin, notes=tuple(notes), input=spec, embeds=embeds)
+
+
+def _normalization(detector: Any, size: tuple[int, int]) -> InputSpec:
+    """What a detector's own transform does to pixels."""
+    transform = detector.transform
+    return InputSpec(size=size, mean=tuple(transform.image_mean), std=tuple(transform.image_std))
 
 
 def _runner(twin: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:

@@ -15,7 +15,7 @@ from fusion.errors import (
     BadComposite,
     BadInput,
     BadTarget,
-    NoClassScores,
+    NothingToExplain,
     UnbalancedLedger,
     UnsupportedOperator,
 )
@@ -242,9 +242,14 @@ def test_an_operator_without_a_rule_is_refused_by_name(x: Tensor) -> None:
         lrp.Explainer(Factorial(), example=x)
 
 
-def test_a_network_without_class_scores_is_refused(x: Tensor) -> None:
-    with pytest.raises(NoClassScores, match="no table of class scores"):
-        lrp.Explainer(nn.Conv2d(3, 4, 3), example=x)
+class ArgMax(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).argmax(1)
+
+
+def test_a_network_that_answers_whole_numbers_is_refused(x: Tensor) -> None:
+    with pytest.raises(NothingToExplain, match="before arg-max"):
+        lrp.Explainer(ArgMax(), example=x)
 
 
 def test_overrides_by_pattern_and_the_table(network: fusion.Network) -> None:

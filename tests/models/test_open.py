@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import models
-from fusion.errors import BadFile, BadInput, CaptureError, ClearfoldError, NoClassScores, NonFiniteWeights
+from fusion.errors import BadFile, BadInput, CaptureError, ClearfoldError, NonFiniteWeights, NothingToExplain
 from models import InputSpec
 from models.formats import detect
 from models.zoo.loader import UnknownNetwork
@@ -189,8 +190,15 @@ def test_scores_are_found_among_several_outputs() -> None:
             return {"features": self.inner.stem(x), "logits": self.inner(x), "more": self.inner(x) * 2}
 
     opened = models.open(Several(), size=(16, 16))
-    assert len(opened.network.outputs) == 1
-    assert agrees(opened)
+    assert [(o.name, o.kind) for o in opened.network.outputs] == [
+        ("features", "map"),
+        ("logits", "scores"),
+        ("more", "scores"),
+    ]
+    assert opened.classes == opened.network.outputs[1].shape[1]
+    x = torch.randn(3, 3, 16, 16)
+    for want, got in zip(opened.original(x), opened.network(x), strict=True):
+        torch.testing.assert_close(want, got, rtol=1e-5, atol=1e-5)
 
 
 def test_trailing_ones_are_dropped() -> None:
@@ -199,17 +207,14 @@ def test_trailing_ones_are_dropped() -> None:
     assert agrees(opened)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        nn.Conv2d(3, 4, 3),
-        nn.Sequential(nn.Conv2d(3, 1, 16), nn.Flatten()),
-        nn.Sequential(nn.Conv2d(3, 1, 16), nn.Flatten(0)),
-    ],
-)
-def test_a_network_without_class_scores_is_refused(module: nn.Module) -> None:
-    with pytest.raises(NoClassScores, match="class scores"):
-        models.open(module, size=(16, 16))
+class ArgMax(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.mean((2, 3)).argmax(1), torch.ones(5)
+
+
+def test_a_network_without_numbers_for_each_image_is_refused() -> None:
+    with pytest.raises(NothingToExplain, match="before arg-max"):
+        models.open(ArgMax(), size=(16, 16))
 
 
 def test_a_network_for_other_data_is_refused() -> None:
@@ -261,8 +266,13 @@ def test_what_is_no_network_is_named(tmp_path: Path) -> None:
 def test_a_damaged_program_is_refused(tmp_path: Path) -> None:
     data = exported(small(), tmp_path / "net.pt2").read_bytes()
     (tmp_path / "bad.pt2").write_bytes(data.replace(b'"graph_module"', b'"graph_modulo"'))
-    with pytest.raises(BadFile, match=r"torch\.export"):
+    with pytest.raises(BadFile, match=r"damaged.*CRC"):
         models.open(tmp_path / "bad.pt2")
+    with zipfile.ZipFile(tmp_path / "net.pt2") as source, zipfile.ZipFile(tmp_path / "odd.pt2", "w") as out:
+        for entry in source.infolist():
+            out.writestr(entry, source.read(entry).replace(b'"graph_module"', b'"graph_modulo"'))
+    with pytest.raises(BadFile, match=r"torch\.export"):
+        models.open(tmp_path / "odd.pt2")
 
 
 @pytest.mark.parametrize("name", ["no/such/file.onnx", "hub:resnet18", "resnet18"])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusion.errors import BadFile, ClearfoldError
-from models.formats.onnx import images, quantized
+from models.formats.onnx import quantized
 from models.formats.onnx.file import OnnxFile, flatten
+from models.formats.onnx.images import Image, find
 from models.formats.onnx.module import OnnxModule
-from models.formats.onnx.plan import make
+from models.formats.onnx.plan import Plan, make
 from models.formats.onnx.runtime import Runtime
 from models.scan.onnx import decode
 
@@ -30,7 +32,8 @@ class OnnxSource:
 
     module: nn.Module
     example: Tensor
-    original: Callable[[Tensor], Tensor]
+    original: Callable[[Tensor], Any]
+    output_names: tuple[str, ...]
     notes: tuple[str, ...]
     metadata: Mapping[str, str]
 
@@ -50,10 +53,9 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
     file = flatten(decode(stored.read(), name), name)
     if not file.outputs:
         raise BadFile("The file declares no output. Export it again.")
-    image = images.find(file.inputs, size)
-    output = file.outputs[0]
+    image = find(file.inputs, size)
     try:
-        plan = make(file.nodes, file.weights, image.name, image.sample, image.batch, output)
+        plan = _plan(file, image)
     except ClearfoldError:
         raise
     except Exception as error:  # a damaged name or attribute surfaces anywhere, as anything
@@ -61,17 +63,43 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
     return OnnxSource(
         module=OnnxModule(plan),
         example=torch.zeros(2, *image.sample),
-        original=Runtime(stored, image.name, output, image.batch),
-        notes=_notes(file, image.batch),
+        original=Runtime(stored, image.name, plan.outputs, image.batch),
+        output_names=plan.outputs,
+        notes=_notes(file, image.batch, plan.outputs),
         metadata=file.metadata,
     )
 
 
-def _notes(file: OnnxFile, batch: int | None) -> tuple[str, ...]:
+def _plan(file: OnnxFile, image: Image) -> Plan:
+    """The way to all outputs; where one of several cannot be computed, to those that can. Raises what the first one
+    does where none can."""
+
+    def way(outputs: Sequence[str]) -> Plan:
+        return make(file.nodes, file.weights, image.name, image.sample, image.batch, outputs)
+
+    try:
+        return way(file.outputs)
+    except ClearfoldError:
+        if len(file.outputs) == 1:
+            raise
+    errors: list[ClearfoldError] = []
+    kept: list[str] = []
+    for output in file.outputs:
+        try:
+            kept += way([output]).outputs
+        except ClearfoldError as error:
+            errors.append(error)
+    if not kept:
+        raise errors[0]
+    return way(kept)
+
+
+def _notes(file: OnnxFile, batch: int | None, outputs: Sequence[str]) -> tuple[str, ...]:
     notes = [f"{kind} weights: computed in float32" for kind in file.widened]
     if batch is not None:
         notes.append(f"the file fixes the batch to {batch}: any batch size runs here")
     notes += quantized.notes(file.nodes)
-    if len(file.outputs) > 1:
-        notes.append(f"of {len(file.outputs)} outputs, the first ('{file.outputs[0]}') is explained")
+    missing = [name for name in file.outputs if name not in outputs]
+    if missing:
+        notes.append(f"outputs that are constant or cannot be computed are left out: {', '.join(missing)}")
     return tuple(notes)

@@ -28,11 +28,12 @@ class Layer(nn.Module):
 
 
 class OnnxModule(Layer):
-    """An ONNX graph as a function of images [batch, ...], for any batch size, in float32."""
+    """An ONNX graph as a function of images [batch, ...], for any batch size, in float32. Several outputs come by their
+    names."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self._input, self._output = plan.input, plan.output
+        self._input, self._outputs = plan.input, plan.outputs
         names = iter(unique([step.node for step in plan.steps if not step.sizes]))
         self._paths: list[str | None] = []
         # Weights live in the module tree only, so that copying the module can share them.
@@ -52,7 +53,7 @@ class OnnxModule(Layer):
         ]
         self.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         values: dict[str, Any] = {self._input: x}
         for step, path, sources in zip(self._steps, self._paths, self._sources, strict=True):
             arguments = [self._resolve(source, values, x) for source in sources]
@@ -65,9 +66,8 @@ class OnnxModule(Layer):
                 values[name] = result
             for name in step.release:
                 del values[name]
-        result = values[self._output]
-        assert isinstance(result, Tensor)
-        return result
+        results = {name: values[name] for name in self._outputs}
+        return results if len(results) > 1 else results[self._outputs[0]]
 
     def _resolve(self, source: Any, values: dict[str, Any], x: Tensor) -> Any:
         match source:

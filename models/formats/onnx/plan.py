@@ -6,7 +6,7 @@ sizes that contain it stay arithmetic; the rest are the steps that a batch of im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,11 +41,11 @@ _COUNTING = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps from the image to the output, both given by their names."""
+    """The steps from the image to the outputs, all given by their names."""
 
     steps: tuple[Step, ...]
     input: str
-    output: str
+    outputs: tuple[str, ...]
 
 
 def make(
@@ -54,14 +54,15 @@ def make(
     image: str,
     sample: tuple[int, ...],
     batch: int | None,
-    output: str,
+    outputs: Sequence[str],
 ) -> Plan:
-    """Plan the nodes for images of shape `sample`; `batch` is the batch size that the file fixes, or None."""
+    """Plan the nodes for images of shape `sample`; `batch` is the batch size that the file fixes, or None. Outputs that
+    do not depend on the image are left out where there are others."""
     known = {name: Known(tensor, name) for name, tensor in weights.items()}
-    rest = dequantized(fold(live(nodes, [output]), known), known, [output])
+    rest = dequantized(fold(live(nodes, outputs), known), known, outputs)
     rest = fold(rest, known)
-    rest = [with_path(node, first_weight(node, known)) for node in simplify(rest, known, [output])]
-    return _specialize(rest, known, image, sample, batch, output)
+    rest = [with_path(node, first_weight(node, known)) for node in simplify(rest, known, outputs)]
+    return _specialize(rest, known, image, sample, batch, outputs)
 
 
 def _specialize(
@@ -70,7 +71,7 @@ def _specialize(
     image: str,
     sample: tuple[int, ...],
     batch: int | None,
-    output: str,
+    outputs: Sequence[str],
 ) -> Plan:
     shapes = ShapeEnv()
     mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
@@ -126,9 +127,10 @@ def _specialize(
                 known[name] = Known(as_tensor(result), name)
         if dynamic_result:
             steps.append(step)
-    if not isinstance(values.get(output), Tensor):  # nothing, or a size
+    computed = tuple(output for output in outputs if isinstance(values.get(output), Tensor))  # no sizes
+    if not computed:
         raise BadFile("The network's output does not depend on its input. Export it again.")
-    return Plan(_with_release(steps, output), image, output)
+    return Plan(_with_release(steps, computed), image, computed)
 
 
 def _step(node: Node, known: Mapping[str, Known], values: Mapping[str, Any]) -> Step:
@@ -199,9 +201,9 @@ def _value(argument: Argument, values: Mapping[str, Any], batch: SymInt, mode: F
             return value
 
 
-def _with_release(steps: list[Step], output: str) -> tuple[Step, ...]:
+def _with_release(steps: list[Step], outputs: Sequence[str]) -> tuple[Step, ...]:
     """Drop the steps that nothing reads, and note after which step each value is no longer needed."""
-    wanted, kept = {output}, []
+    wanted, kept = set(outputs), []
     for step in reversed(steps):
         if not wanted.intersection(step.node.outputs):
             continue

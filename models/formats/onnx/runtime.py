@@ -19,7 +19,7 @@ _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "ten
 
 @dataclass(frozen=True)
 class Runtime:
-    """The original file as a function of float32 images, [batch, ...] in, float32 out.
+    """The original file as a function of float32 images, [batch, ...] in, float32 out; several outputs by their names.
 
     `file` is open for reading, so that it can be read whatever became of its name. `batch` is the size that it fixes,
     or None; other sizes are then run in pieces.
@@ -27,7 +27,7 @@ class Runtime:
 
     file: BinaryIO
     input: str
-    output: str
+    outputs: tuple[str, ...]
     batch: int | None
 
     @cached_property
@@ -55,19 +55,22 @@ class Runtime:
         self.file.seek(0)
         return self.file.read()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         declared = next(i.type for i in self._session.get_inputs() if i.name == self.input)
         images = x.detach().cpu().numpy().astype(_INPUT_TYPES[declared])
         if self.batch is None:
-            return self._run(images)
-        pieces = []
+            return self._named(self._run(images))
+        pieces: list[list[Tensor]] = []
         for start in range(0, len(images), self.batch):
             piece = images[start : start + self.batch]
             missing = self.batch - len(piece)
             full = np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)]) if missing else piece
-            pieces.append(self._run(full)[: len(piece)])
-        return torch.cat(pieces)
+            pieces.append([result[: len(piece)] for result in self._run(full)])
+        return self._named([torch.cat(column) for column in zip(*pieces, strict=True)])
 
-    def _run(self, images: Any) -> Tensor:
-        (result,) = self._session.run([self.output], {self.input: images})
-        return torch.from_numpy(np.asarray(result, dtype=np.float32))
+    def _run(self, images: Any) -> list[Tensor]:
+        results = self._session.run(list(self.outputs), {self.input: images})
+        return [torch.from_numpy(np.asarray(result, dtype=np.float32)) for result in results]
+
+    def _named(self, results: list[Tensor]) -> Tensor | dict[str, Tensor]:
+        return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))

@@ -28,7 +28,10 @@ _ENTRIES = 2000  # files and folders at a time
 _PERIOD = 0.25  # seconds between two looks at what it has written
 
 # What a child may know of the server's environment. Secrets are not among it.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
+_ENVIRONMENT = (
+    *("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV"),
+    "OMP_NUM_THREADS",
+)
 # A zoo network comes from what the user has installed and downloaded, so it is told where that is.
 _ZOO_ENVIRONMENT = (
     *("HOME", "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME", "HF_HUB_OFFLINE", "SSL_CERT_FILE"),

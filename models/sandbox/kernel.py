@@ -21,7 +21,7 @@ class Machine:
     foreign: int | None  # numbers from here on belong to another calling convention
 
 
-_MACHINES = {
+MACHINES = {
     "x86_64": Machine(audit=0xC000003E, column=0, foreign=0x40000000),
     "aarch64": Machine(audit=0xC00000B7, column=1, foreign=None),
 }
@@ -36,9 +36,9 @@ def machine() -> Machine:
     if sys.platform != "linux":
         raise Unavailable("this system is not Linux")
     name = platform.machine()
-    if name not in _MACHINES or sys.maxsize < 2**32:
+    if name not in MACHINES or sys.maxsize < 2**32:
         raise Unavailable(f"no table of system calls for {name}")
-    return _MACHINES[name]
+    return MACHINES[name]
 
 
 def syscall(number: int, *arguments: Any) -> int:

@@ -12,10 +12,18 @@ from fusion.affine import AffineNode, affine_node
 from fusion.linear import linear_layer_ending_at
 from fusion.network import Network, annotate, op_name
 from fusion.normalize import argument
-from fusion.passes import DIRECTIONS, Obstacle, Plan, carry_out_certified, plan_centering, plan_forward
+from fusion.passes import (
+    DIRECTIONS,
+    Obstacle,
+    Plan,
+    carry_out_certified,
+    plan_centering,
+    plan_forward,
+    plan_parallel,
+)
 from fusion.passes.plan import name_of
 from fusion.recognize import normalizations
-from fusion.report import Outcome, Report, Row
+from fusion.report import Merged, Outcome, Report, Row
 
 # Operators that normalize, and why those that are no affine map at inference stay.
 _INPUT_STATISTICS = "its statistics come from the input itself, so no constant weights can replace it"
@@ -53,8 +61,8 @@ class Fused:
 
 
 def fuse(network: Network, *, certified: bool = False) -> Fused:
-    """Fold every constant affine map, normalizations first of all, into the linear layers around it, and centre what
-    layer norms read where it is written.
+    """Fold every constant affine map, normalizations first of all, into the linear layers around it, make one layer of
+    those that read the same values and are added, and centre what layer norms read where it is written.
 
     The network given is left as it is. Weights are computed in float64 and stored in the network's own dtype.
     certified: measure every fold by itself too (see `carry_out_certified`), in about the time of a few runs of the
@@ -78,13 +86,14 @@ def fuse(network: Network, *, certified: bool = False) -> Fused:
             Row(
                 *kinds[name],
                 outcome=_outcome(name, driver.taken, left),
-                into=_places(driver.taken.get(name, ()), driver.taken),
+                into=driver.places(name),
                 reason=_reason(name, kinds[name][1], node, driver, left),
                 certificate=driver.certificates.get(name),
             )
             for name, node in norms.items()
         ),
         max(driver.certificates.values(), default=0.0) if certified else None,
+        tuple(Merged(layer, driver.taker(layer)) for layer in driver.merged),
     )
     if network.device.type != "cpu":
         result = result.to(device=network.device)
@@ -100,11 +109,25 @@ class _Driver:
     taken: dict[str, tuple[str | fx.Node, ...]] = field(default_factory=dict)
     obstacles: dict[tuple[str, str], str] = field(default_factory=dict)
     certificates: dict[str, float] = field(default_factory=dict)
+    merged: dict[str, str] = field(default_factory=dict)  # layers by name, with those that took them in
 
     def run(self) -> None:
         progress = True
         while progress:
-            progress = self._affine_maps() or self._centerings()
+            progress = self._parallels() or self._affine_maps() or self._centerings()
+
+    def taker(self, layer: str) -> str:
+        """The layer that a layer is part of by now: itself, where none took it in."""
+        seen = {layer}
+        while (into := self.merged.get(layer, layer)) not in seen:
+            seen.add(layer := into)
+        return layer
+
+    def places(self, name: str) -> tuple[str, ...]:
+        """The layers that have the map of a normalization now."""
+        return tuple(
+            dict.fromkeys(self.taker(layer) for layer in _places(self.taken.get(name, ()), self.taken))
+        )
 
     def _affine_maps(self) -> bool:
         progress = False
@@ -113,8 +136,29 @@ class _Driver:
             if found is not None:
                 # Nothing in front of statistics of the input can take what stands behind them.
                 ways = DIRECTIONS if found.strip is None else (plan_forward,)
-                progress |= self._try(node, _MAP, *(partial(way, self.network, found) for way in ways))
+                if self._try(node, _MAP, *(partial(way, self.network, found) for way in ways)):
+                    # A sum that has become one layer takes what follows it.
+                    self._parallels()
+                    progress = True
         return progress
+
+    def _parallels(self) -> bool:
+        progress = False
+        for node in self._calls():
+            if op_name(node) == "add":
+                progress |= self._merge(node)
+        return progress
+
+    def _merge(self, node: fx.Node) -> bool:
+        try:
+            plan = plan_parallel(self.network, node)
+        except Obstacle:
+            return False
+        difference = self._carry_out(plan)
+        self.merged[plan.gone] = plan.by
+        if difference is not None:
+            self.certificates[f"merged {plan.gone}"] = difference
+        return True
 
     def _centerings(self) -> bool:
         progress = False
@@ -135,11 +179,7 @@ class _Driver:
             except Obstacle as obstacle:
                 obstacles.append(str(obstacle))
                 continue
-            difference = None
-            if self.certified:
-                difference = carry_out_certified(self.network, plan)
-            else:
-                plan.carry_out()
+            difference = self._carry_out(plan)
             for folded in plan.folded:
                 name = folded.name
                 self.taken[name] = (*self.taken.get(name, ()), *plan.into)
@@ -149,6 +189,13 @@ class _Driver:
             return True
         self.obstacles[node.name, what] = "; ".join(dict.fromkeys(obstacles))
         return False
+
+    def _carry_out(self, plan: Plan) -> float | None:
+        """By how much the values behind the plan's part changed, where certificates are wanted."""
+        if self.certified:
+            return carry_out_certified(self.network, plan)
+        plan.carry_out()
+        return None
 
 
 def _candidate(network: Network, node: fx.Node) -> AffineNode | None:

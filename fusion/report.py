@@ -28,27 +28,39 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Every normalization of a network, in execution order.
+class Merged:
+    """A layer that became a part of the layer `into`, which reads the same values and was added to it; or, by the name
+    of the sum, the values themselves."""
 
-    certificate: the largest of all folds, those of constants included (None: not measured).
+    layer: str
+    into: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every normalization of a network, in execution order, and the layers that others took in.
+
+    certificate: the largest of all folds, those of constants and merged layers included (None: not measured).
     """
 
     rows: tuple[Row, ...]
     certificate: float | None = None
+    merged: tuple[Merged, ...] = ()
 
     def count(self, outcome: Outcome) -> int:
         return sum(row.outcome == outcome for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         counts = {outcome: self.count(outcome) for outcome in ("folded", "partly", "kept")}
-        return {**counts, "certificate": self.certificate, "rows": [asdict(row) for row in self.rows]}
+        rows, merged = ([asdict(item) for item in items] for items in (self.rows, self.merged))
+        return {**counts, "certificate": self.certificate, "rows": rows, "merged": merged}
 
     def __str__(self) -> str:
         lines = [
             f"{r.layer:40} {r.op:14} {r.outcome:7} {', '.join(r.into) or '-':40} {r.reason}"
             for r in self.rows
         ]
+        lines += [f"{m.layer:40} {'':14} {'merged':7} {m.into}" for m in self.merged]
         return "\n".join(lines) if lines else "no normalization layers"
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import fx
 
 from fusion.affine import AffineNode
 from fusion.linear import LinearLayer, linear_layer_ending_at
 from fusion.network import Network, op_name, reads_values
 from fusion.normalize import argument
+from fusion.passes.parallel import keeps_places
 from fusion.passes.plan import Obstacle, Plan, fits_behind, fold_beside, name_of
 from fusion.recognize import owner
 
@@ -38,7 +38,7 @@ def plan_beside(network: Network, start: AffineNode) -> Plan:
         sign *= -1 if here == 1 and op_name(above) == "sub" else 1
         turn = -1 if here == 0 and op_name(above) == "sub" else 1
         for layer, path, own in _layers(network, other, above, turn):
-            if _matches(layer, start):
+            if layer.source is start.source and keeps_places(layer):
                 return _plan(network, start, sums, layer, path, sign * own)
         current = above
 
@@ -97,28 +97,3 @@ def _layers(
             turn = -1 if place == 1 and op_name(node) == "sub" else 1
             for layer, path, own in _layers(network, part, node, sign * turn):
                 yield layer, [node, *path], own
-
-
-def _matches(layer: LinearLayer, start: AffineNode) -> bool:
-    """Whether the layer reads the same values and has a weight that takes each value to its own place."""
-    if layer.source is not start.source or layer.node.meta["shape"] != start.source.meta["shape"]:
-        return False
-    if layer.kind == "linear":
-        return True
-    if layer.kind != "conv" or not isinstance(layer.node.target, torch._ops.OpOverload):
-        return False
-    stride, padding, dilation = (
-        _per_axis(argument(layer.node, name), layer.rank) for name in ("stride", "padding", "dilation")
-    )
-    sizes = layer.weight.meta["shape"][2:]
-    if argument(layer.node, "padding") == "same":
-        padding = [d * (int(k) - 1) // 2 for d, k in zip(dilation, sizes, strict=True)]
-    return all(
-        s == 1 and int(k) % 2 == 1 and p == d * (int(k) - 1) // 2
-        for s, p, d, k in zip(stride, padding, dilation, sizes, strict=True)
-    )
-
-
-def _per_axis(value: object, rank: int) -> list[int]:
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    return [v if isinstance(v, int) else -1 for v in (values * rank if len(values) == 1 else values)]

@@ -83,6 +83,19 @@ def fold_beside(network: Network, node: fx.Node, coefficients: Coefficients) -> 
     _write(network, layer, weight, bias)
 
 
+def add_layer(network: Network, node: fx.Node, other: fx.Node, offset: tuple[int, ...] | None) -> None:
+    """Let the linear layer at `node` answer W x + b + V x + c, V x + c being that at `other`: W' = W + V ; b' = b + c.
+    offset: where in W's kernel V's begins, by axis."""
+    layer, added = _layer(network, node), _layer(network, other)
+    weight, more = _weight(network, layer).clone(), _weight(network, added)
+    part = weight
+    for axis, start in enumerate(offset or (), 2):
+        part = part.narrow(axis, start, more.shape[axis])
+    part += more
+    rank = len(layer.node.meta["shape"])
+    _write(network, layer, weight, _bias(network, layer, rank) + _bias(network, added, rank))
+
+
 def center_outputs(network: Network, node: fx.Node) -> None:
     """Let the linear layer at `node` answer C y, with C = I - 1 1^T / d along its outputs: W' = C W ; b' = C b."""
     layer = _layer(network, node)

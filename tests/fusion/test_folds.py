@@ -140,7 +140,7 @@ class TwoReaders(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         z = self.bn(y)
-        return self.left(z) + self.right(z) + self.side(y)  # type: ignore[no-any-return]
+        return self.left(z) + self.right(z).tanh() + self.side(y)  # type: ignore[no-any-return]
 
 
 def test_a_norm_with_several_readers_folds_into_all_of_them() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,25 @@ from torch.export import ExportedProgram
 
 from fusion.errors import BadFile
 from models.formats.probing import DEFAULT_SIZE, first_line, map_tensors
+from models.formats.torchscript.allowed import GLOBALS, vocabulary
 from models.opened import Source
+from models.scan.programs import scan_program
+from models.scan.zips import Contents, contents
 
+# Beyond tensors, their example inputs remember which axes are free.
+_GLOBALS = GLOBALS | {("torch._tensor", "_rebuild_from_type_v2"), ("torch", "Tensor"), ("__builtin__", "set")}
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 
 
 def read(path: Path, *, size: tuple[int, int] | None = None) -> Source:
-    """Reads a .pt2 file. For files from sources you trust only: torch.export.load may run code from the file.
+    """Reads a .pt2 file. torch.export.load may run code from it, so it is scanned before (`models.scan.programs`); that
+    is no proof, and strangers' files are read in a confined process.
 
-    Raises BadFile where torch cannot load it.
+    Raises UnsafeFile where the file could do more than describe a network, BadFile where torch cannot load it.
     """
-    metadata = _metadata(path)
+    found = contents(path, path.name, lambda entry: entry.startswith("extra/"))
+    scan_program(found, vocabulary().operators, lambda module, name: (module, name) in _GLOBALS)
+    metadata = _metadata(found)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -133,20 +140,15 @@ def _flat(value: Any, count: int) -> list[Tensor]:
     return [t for item in items if item is not None for t in _flat(item, count)]
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _metadata(found: Contents) -> dict[str, Any]:
     """JSON objects among the archive's extra files."""
-    found: dict[str, Any] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                _, _, inner = entry.filename.partition("/")
-                if inner.startswith("extra/") and entry.file_size <= MAX_METADATA_BYTES:
-                    try:
-                        value = json.loads(archive.read(entry))
-                    except ValueError:
-                        continue
-                    if isinstance(value, dict):
-                        found.update(value)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise BadFile(f"'{path.name}' is damaged or truncated ({error}). Export or copy it again.") from error
-    return found
+    merged: dict[str, Any] = {}
+    extra = found.named(lambda entry: entry.startswith("extra/"))
+    for _, data in found.read_all(e for e in extra if found.entries[e].file_size <= MAX_METADATA_BYTES):
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            merged.update(value)
+    return merged

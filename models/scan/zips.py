@@ -7,12 +7,14 @@ is refused.
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from fusion.errors import BadFile, UnsafeFile
 from models.formats.strangers import ACCEPTED, AGAIN
@@ -34,25 +36,22 @@ _ENCRYPTED = 1
 class Contents:
     """An archive's entries by their names below its one top folder."""
 
-    path: Path
+    source: Path | bytes
+    name: str
     entries: Mapping[str, zipfile.ZipInfo]
 
     def read(self, name: str) -> bytes:
         """An entry's bytes. Raises BadFile where it is damaged."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(self.entries[name])
-        except DAMAGE as error:
-            raise damaged(self.path.name, error) from error
+        return next(self.read_all([name]))[1]
 
-    def read_all(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    def read_all(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """(name, bytes) of several entries, the archive opened once."""
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with _opened(self.source) as file, zipfile.ZipFile(file) as archive:
                 for name in names:
                     yield name, archive.read(self.entries[name])
         except DAMAGE as error:
-            raise damaged(self.path.name, error) from error
+            raise damaged(self.name, error) from error
 
     def named(self, accepts: Callable[[str], bool]) -> list[str]:
         """The names that a test accepts, which is given them in lower case: torch's reader ignores case."""
@@ -62,34 +61,39 @@ class Contents:
 DAMAGE = (zipfile.BadZipFile, EOFError, OSError, ValueError, zlib.error, NotImplementedError, RuntimeError)
 
 
-def contents(path: Path, may_be_compressed: Callable[[str], bool]) -> Contents:
-    """The entries of an archive, checked. `may_be_compressed` says of a name in lower case whether torch compresses
-    such an entry. Raises BadFile for a damaged archive, UnsafeFile for one that torch would not have written."""
+def contents(source: Path | bytes, name: str, may_be_compressed: Callable[[str], bool]) -> Contents:
+    """The entries of an archive, checked. `may_be_compressed` says of an entry's name in lower case whether torch
+    compresses such an entry. Raises BadFile for a damaged archive, UnsafeFile for one that torch would not have
+    written."""
     try:
-        start, total = _directory(path)
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            if archive.start_dir != start or len(infos) != total:
-                raise zipfile.BadZipFile("its directory is not where it says")
-        entries = _named(infos, path.name)
-        _check_sizes(entries, may_be_compressed, path.name)
-        _check_places(path, infos, start)
+        with _opened(source) as file:
+            start, total = _directory(file, name)
+            with zipfile.ZipFile(file) as archive:
+                infos = archive.infolist()
+                if archive.start_dir != start or len(infos) != total:
+                    raise zipfile.BadZipFile("its directory is not where it says")
+            entries = _named(infos, name)
+            _check_sizes(entries, may_be_compressed, name)
+            _check_places(file, infos, start)
     except DAMAGE as error:
-        raise damaged(path.name, error) from error
-    return Contents(path, entries)
+        raise damaged(name, error) from error
+    return Contents(source, name, entries)
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def damaged(name: str, error: BaseException) -> BadFile:
     return BadFile(f"'{name}' is damaged or truncated ({error}). {AGAIN}")
 
 
-def _directory(path: Path) -> tuple[int, int]:
+def _directory(file: BinaryIO, name: str) -> tuple[int, int]:
     """Where the directory begins, and of how many entries. Its end record has to be the last of the file, so that all
     readers find the same."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - _TAIL))
-        tail = file.read(_TAIL).rjust(_TAIL, b"\0")
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(_TAIL).rjust(_TAIL, b"\0")
     signature, disk, first, here, total, length, start, comment = _END.unpack(tail[-_END.size :])
     if signature != b"PK\x05\x06" or comment or disk or first or here != total:
         raise zipfile.BadZipFile("the end of the archive is not the end of the file")
@@ -107,7 +111,7 @@ def _directory(path: Path) -> tuple[int, int]:
             raise zipfile.BadZipFile("its end records contradict each other")
         total, length, start = record[-3:]
     if total > MAX_ENTRIES:
-        raise UnsafeFile(f"'{path.name}' holds {total} entries", "No network has that many.")
+        raise UnsafeFile(f"'{name}' holds {total} entries", "No network has that many.")
     if start + length != end:
         raise zipfile.BadZipFile("its directory is not where it says")
     return int(start), int(total)
@@ -163,20 +167,19 @@ def _check_sizes(
         )
 
 
-def _check_places(path: Path, infos: list[zipfile.ZipInfo], start: int) -> None:
+def _check_places(file: BinaryIO, infos: list[zipfile.ZipInfo], start: int) -> None:
     """Each entry has bytes of its own, before the directory, under the name that the directory gives it."""
     free = 0
-    with path.open("rb") as file:
-        for info in sorted(infos, key=lambda info: info.header_offset):
-            if info.header_offset < free:
-                raise zipfile.BadZipFile(f"'{info.filename}' lies over other entries")
-            file.seek(info.header_offset)
-            header = _LOCAL.unpack(file.read(_LOCAL.size).ljust(_LOCAL.size, b"\0"))
-            if header[0] != b"PK\x03\x04" or header[3] != info.compress_type:
-                raise zipfile.BadZipFile(f"'{info.filename}' is not where the directory says")
-            name = file.read(header[9])
-            if name != info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437"):
-                raise zipfile.BadZipFile(f"'{info.filename}' has another name in its place")
-            free = info.header_offset + _LOCAL.size + header[9] + header[10] + info.compress_size
-            if free > start:
-                raise zipfile.BadZipFile(f"'{info.filename}' goes beyond its place")
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.header_offset < free:
+            raise zipfile.BadZipFile(f"'{info.filename}' lies over other entries")
+        file.seek(info.header_offset)
+        header = _LOCAL.unpack(file.read(_LOCAL.size).ljust(_LOCAL.size, b"\0"))
+        if header[0] != b"PK\x03\x04" or header[3] != info.compress_type:
+            raise zipfile.BadZipFile(f"'{info.filename}' is not where the directory says")
+        name = file.read(header[9])
+        if name != info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437"):
+            raise zipfile.BadZipFile(f"'{info.filename}' has another name in its place")
+        free = info.header_offset + _LOCAL.size + header[9] + header[10] + info.compress_size
+        if free > start:
+            raise zipfile.BadZipFile(f"'{info.filename}' goes beyond its place")

@@ -79,7 +79,7 @@ _ASIDE = """
 # Whole families by how their names begin: linear algebra, special functions, interpolation, initial values.
 _FAMILIES = ("linalg_", "special_", "fft_", "upsample_", "_upsample_", "_no_grad_")
 _HARMLESS = frozenset((*_MADE, *_VIEWED, *_COMPUTED, *_QUANTIZED, *_ASIDE))
-# Twins that write where they are told to, though the operator itself does not.
+# A twin that writes where it is told to, though the operator itself does not.
 _WRITING = frozenset({"as_strided_"})
 _PRIMS = """
     ConstantMKLDNNTensor EnumName EnumValue ModuleContainerIndex NumToTensor RaiseException StringIndex TupleIndex
@@ -169,7 +169,7 @@ def vocabulary() -> Vocabulary:
     known = {schema.name.removeprefix("aten::") for schema in _C._jit_get_all_schemas()}
     names = {kind.removeprefix("aten::").partition(".")[0] for kind in (*PYTHON, *ABOUT_TENSORS)}
     names |= ALLOWED | _HARMLESS | {name for name in known if name.startswith(_FAMILIES)}
-    names |= {f"{name}_" for name in names} - _WRITING
+    names |= {f"{name}{twin}" for name in names for twin in ("_", "_copy")} - _WRITING
     operators = {f"aten::{name}" for name in names} | {f"prim::{name}" for name in _PRIMS} | set(PRIMS)
     operators |= {f"quantized::{name}" for name in _LAYERS}
     foreign = {name for name in known if "::" not in name} - names

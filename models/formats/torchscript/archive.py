@@ -43,7 +43,7 @@ def inspect(path: Path) -> Archive:
         raise damaged(path.name, error) from error
     if not whole:
         raise refuse(path)
-    found = contents(path, _may_be_compressed)
+    found = contents(path, path.name, _may_be_compressed)
     _check_kind(found)
     scripts = _scripts(found)
     _scan_pickles(found, scripts)
@@ -67,7 +67,7 @@ def _is_pickle(name: str) -> bool:
 
 
 def _check_kind(found: Contents) -> None:
-    name = found.path.name
+    name = found.name
     code = found.named(lambda entry: entry.startswith("code/"))
     if code and "data.pkl" in found.entries:
         return
@@ -83,7 +83,7 @@ def _check_kind(found: Contents) -> None:
 
 
 def _scripts(found: Contents) -> Scripts:
-    name = found.path.name
+    name = found.name
     code = found.named(_is_code)
     odd = set(found.named(lambda entry: entry.startswith("code/") and not _is_pickle(entry))) - set(code)
     if odd:
@@ -100,7 +100,7 @@ def _scan_pickles(found: Contents, scripts: Scripts) -> None:
         return (module, name) in GLOBALS or f"{module}.{name}" in own
 
     for entry, data in found.read_all(found.named(_is_pickle)):
-        scan_pickle(data, allowed, f"'{found.path.name}' ({entry})")
+        scan_pickle(data, allowed, f"'{found.name}' ({entry})")
 
 
 def _refused(call: Call, scripts: Scripts, name: str) -> ClearfoldError:

@@ -22,12 +22,12 @@ def archive(path: Path, entries: dict[str, bytes], compressed: tuple[str, ...] =
 
 
 def names(path: Path) -> set[str]:
-    return set(contents(path, lambda name: name.startswith("code/")).entries)
+    return set(contents(path, path.name, lambda name: name.startswith("code/")).entries)
 
 
 def test_an_ordinary_archive_passes(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.pt", {"a/data.pkl": b"x", "a/code/b.py": CODE}, ("a/code/b.py",))
-    found = contents(path, lambda name: name.startswith("code/"))
+    found = contents(path, path.name, lambda name: name.startswith("code/"))
     assert set(found.entries) == {"data.pkl", "code/b.py"}
     assert found.read("code/b.py") == CODE
     assert found.named(lambda name: name.endswith(".pkl")) == ["data.pkl"]
@@ -155,4 +155,4 @@ def test_a_damaged_entry_is_a_bad_file(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.pt", {"a/b": b"12345678"})
     changed(path, lambda data: data.replace(b"12345678", b"12345679"))
     with pytest.raises(BadFile, match="damaged"):
-        contents(path, lambda name: True).read("b")
+        contents(path, path.name, lambda name: True).read("b")

@@ -16,8 +16,8 @@ from fusion.errors import ArtefactError, UnsupportedOperator
 from fusion.network import Network, check_finite, is_path
 from fusion.operators import is_allowed, operator_for, operator_key
 from fusion.outputs import KINDS
+from fusion.versions import VERSION, upgrade_graph, upgrade_manifest
 
-VERSION = 1
 GRAPH, WEIGHTS, MANIFEST = "graph.json", "weights.safetensors", "manifest.json"
 _MAX_NODES = 200_000
 # What reading a graph ends with that nobody has written.
@@ -49,13 +49,9 @@ def save(network: Network, folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def load(folder: Path) -> tuple[Network, dict[str, Any]]:
-    """Read a network and its manifest. Raises ArtefactError for whatever is missing, damaged or of another version."""
-    manifest, stored = _read_json(folder / MANIFEST), _read_json(folder / GRAPH)
-    for part, name in ((manifest, MANIFEST), (stored, GRAPH)):
-        if part.get("version") != VERSION:
-            raise ArtefactError(
-                f"{name} is of version {part.get('version')}, this is version {VERSION}. Upload the network again."
-            )
+    """Read a network and its manifest, of this version or an older one. Raises ArtefactError for whatever is missing,
+    damaged or of a newer version."""
+    manifest, stored = load_manifest(folder), upgrade_graph(_read_json(folder / GRAPH), GRAPH)
     constants = _read_weights(folder / WEIGHTS)
     try:
         graph = _decode_graph(stored["nodes"], constants)
@@ -66,7 +62,7 @@ def load(folder: Path) -> tuple[Network, dict[str, Any]]:
 
 def load_manifest(folder: Path) -> dict[str, Any]:
     """Only the manifest, for listings."""
-    return _read_json(folder / MANIFEST)
+    return upgrade_manifest(_read_json(folder / MANIFEST), MANIFEST)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

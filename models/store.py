@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.errors import ArtefactError, ClearfoldError
+from fusion.versions import upgrade_manifest
 from models.removal import remove
 
 BUILTIN = "builtin"
@@ -226,7 +227,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise ArtefactError(f"{path} is damaged: delete the model and upload it again.") from error
     if not isinstance(manifest, dict):
         raise ArtefactError(f"{path} holds no manifest: delete the model and upload it again.")
-    return manifest
+    return upgrade_manifest(manifest, str(path))
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

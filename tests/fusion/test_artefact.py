@@ -73,13 +73,6 @@ def test_damage_is_named(stored: Path, name: str, damage: str) -> None:
         fusion.load(stored)
 
 
-def test_another_version_says_what_to_do(stored: Path) -> None:
-    manifest = json.loads((stored / "manifest.json").read_text())
-    (stored / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
-    with pytest.raises(ArtefactError, match="Upload the network again"):
-        fusion.load(stored)
-
-
 def test_weights_with_nan_do_not_load(stored: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -153,7 +146,7 @@ class TestFootprint:
 
     def test_what_a_small_file_would_take(self, stored: Path) -> None:
         """A graph that fills 4 TiB is measured, not run."""
-        change(stored, "aten.new_zeros.default", [[2**20, 2**20]])
+        change(stored, "aten.new_zeros.default", [[2**20, 2**20]], [2**20, 2**20])
         assert footprint(fusion.load(stored)[0]) > 2**42
 
     @pytest.mark.parametrize(
@@ -169,11 +162,23 @@ class TestFootprint:
         with pytest.raises(ArtefactError, match=r"does not run|no tensor has"):
             footprint(fusion.load(stored)[0])
 
+    @pytest.mark.parametrize(
+        ("key", "value"), [("shape", [None, 7]), ("shape", [None]), ("dtype", "float64")]
+    )
+    def test_shapes_that_are_not_those_of_the_values(self, stored: Path, key: str, value: object) -> None:
+        graph = json.loads((stored / "graph.json").read_text())
+        graph["nodes"][-2][key] = value
+        (stored / "graph.json").write_text(json.dumps(graph))
+        with pytest.raises(ArtefactError, match="as stored"):
+            footprint(fusion.load(stored)[0])
 
-def change(folder: Path, target: str, arguments: list[object]) -> None:
+
+def change(folder: Path, target: str, arguments: list[object], shape: list[int] | None = None) -> None:
     """Put a call in front of the output, on the input (on a number, for arithmetic)."""
     graph = json.loads((folder / "graph.json").read_text())
     first = 2**10 if target.startswith("operator.") else {"node": graph["nodes"][0]["name"]}
     call = {"name": "more", "op": "call_function", "target": target, "args": [first, *arguments]}
+    if shape is not None:
+        call |= {"shape": shape, "dtype": "float32"}
     graph["nodes"].insert(-1, call)
     (folder / "graph.json").write_text(json.dumps(graph))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fusion.errors import ArtefactError
+from fusion.versions import VERSION
 from models import store as store_module
 from models.store import BUILTIN, Store, UnknownModel
 
@@ -32,7 +33,9 @@ def publish(store: Store, model_id: str = A, **manifest: Any) -> None:
 def artefact(folder: Path, **manifest: Any) -> Path:
     made = folder / "artefact"
     made.mkdir()
-    (made / "manifest.json").write_text(json.dumps({"name": "net", "created": "2026-01-01", **manifest}))
+    (made / "manifest.json").write_text(
+        json.dumps({"version": VERSION, "name": "net", "created": "2026-01-01", **manifest})
+    )
     (made / "weights.safetensors").write_bytes(b"weights")
     return made
 
@@ -194,13 +197,14 @@ def test_threads_that_publish_and_read_the_same_model_agree(store: Store) -> Non
 _PUBLISH_FOREVER = """
 import json, sys
 from pathlib import Path
+from fusion.versions import VERSION
 from models.store import Store
 store = Store(Path(sys.argv[1]))
 for number in range(10**6):
     with store.workspace() as folder:
         artefact = folder / "artefact"
         artefact.mkdir()
-        (artefact / "manifest.json").write_text(json.dumps({"name": str(number)}))
+        (artefact / "manifest.json").write_text(json.dumps({"version": VERSION, "name": str(number)}))
         (artefact / "weights.safetensors").write_text(str(number))
         store.publish(artefact, "a" * 64)
     if number == 3:

@@ -16,8 +16,9 @@ from pydantic import ConfigDict, Field, ValidationError
 import fusion
 from app.schemas import ModelDetail
 from fusion.artefact import GRAPH, MANIFEST, WEIGHTS
-from fusion.errors import ClearfoldError
+from fusion.errors import ArtefactError, ClearfoldError
 from fusion.footprint import footprint
+from models.opened import classes_of, named_channels
 from models.preprocess import InputSpec
 
 MIB = 2**20
@@ -66,10 +67,14 @@ def take(scratch: Path, target: Path, files: Mapping[str, int | None]) -> None:
 
 def artefact(scratch: Path, target: Path, most: int | None) -> dict[str, Any]:
     """Take an artefact over into the new folder `target`, the weights of at most so many bytes, and return its
-    manifest. Raises NotAdmitted, ArtefactError, NonFiniteWeights."""
+    manifest. Raises NotAdmitted, TooLarge, NonFiniteWeights."""
     target.mkdir()
     take(scratch, target, {**_TEXTS, WEIGHTS: most})
-    network, manifest = fusion.load(target)
+    try:
+        network, manifest = fusion.load(target)
+        needed = footprint(network)
+    except ArtefactError as error:
+        raise NotAdmitted(f"The conversion wrote no network that can be used: {error}") from error
     try:
         described = _Described.model_validate_json(json.dumps({**manifest, "id": "", "default": False}))
         spec = InputSpec.from_json(manifest["input"])
@@ -77,25 +82,30 @@ def artefact(scratch: Path, target: Path, most: int | None) -> dict[str, Any]:
         raise NotAdmitted(
             f"The conversion wrote a manifest that makes no sense ({_first(error)})."
         ) from error
-    _check(network, described, spec)
-    _measure(network, most)
+    _check(network, manifest, described, spec)
+    _measure(needed, most)
     return manifest
 
 
-def _check(network: fusion.Network, described: ModelDetail, spec: InputSpec) -> None:
+def _check(
+    network: fusion.Network, manifest: dict[str, Any], described: ModelDetail, spec: InputSpec
+) -> None:
     """What the manifest says of the network is so."""
-    (image,) = network.inputs
-    if image.shape[1] != spec.channels:
-        raise NotAdmitted(f"The network takes {image.shape[1]} channels, its manifest says {spec.channels}.")
-    classes = network.outputs[0].shape[1]
-    labels = classes if described.labels is None else len(described.labels)
-    if not classes == described.classes == labels:
-        raise NotAdmitted(f"The network has {classes} classes, its manifest says otherwise.")
+    outputs = [{"name": o.name, "kind": o.kind, "shape": list(o.shape)} for o in network.outputs]
+    labels = described.labels
+    agreed = {
+        "input": [tuple(o.shape) for o in network.inputs] == [(None, spec.channels, *spec.size)],
+        "outputs": manifest.get("outputs") == outputs,
+        "classes": described.classes == classes_of(network),
+        "labels": labels is None or len(labels) == named_channels(network),
+    }
+    for field, agrees in agreed.items():
+        if not agrees:
+            raise NotAdmitted(f"The conversion wrote a manifest whose '{field}' is not that of its network.")
 
 
-def _measure(network: fusion.Network, most: int | None) -> None:
+def _measure(needed: int, most: int | None) -> None:
     """What its explanations will hold in memory is within bounds, however small the file was."""
-    needed = footprint(network)
     if most is not None and needed > most:
         raise TooLarge(
             f"One image's values in this network take {needed / GIB:.3g} GiB, more than the {most / GIB:.3g} GiB that "

@@ -15,6 +15,7 @@ from app import admission
 from app.child import Allowance, Child, Confined, Outcome, Say, start
 from app.spare import Spare, Workspace
 from fusion.errors import ClearfoldError
+from models.store import BUILTIN
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Converter:
     def run(self, request: Request, folder: Path, say: Say = lambda stage: None) -> dict[str, Any]:
         """Write the artefact to `folder/artefact` and return its manifest.
 
-        Raises ConversionFailed, and ArtefactError where what the child wrote is no artefact.
+        Raises ConversionFailed, and the errors of `admission.artefact` where what the child wrote is no artefact.
         """
         source, *described = request.arguments()
 
@@ -85,7 +86,9 @@ class Converter:
 
         if isinstance(request.source, str):
             scratch = _scratch(folder)
-            self._work(["--zoo"], program(source, scratch), folder, say, zoo=True)
+            elsewhere = request.source != BUILTIN  # its weights come with the package
+            options = ["--zoo"] if elsewhere else []
+            self._work(options, program(source, scratch), folder, say, zoo=elsewhere)
             return admission.artefact(scratch, folder / "artefact", self.memory)
         with self._spare.taken() if self._spare else nullcontext() as waiting:
             if waiting is not None and waiting.take(request.source, program):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fusion.errors import ArtefactError
-from fusion.network import Network, call
+from fusion.network import Network, Shape, call
 from fusion.tracing import TRACING
 
+_BATCH = 2  # not 1, which torch treats specially
 _LARGEST = 2**63 - 1
 
 
@@ -18,7 +19,7 @@ def footprint(network: Network) -> int:
     """Bytes of all values that the network computes for one image, each counted once, beside its weights.
 
     About what an explanation holds at a time, which keeps them all. Raises ArtefactError for a graph that does
-    not run, or whose sizes no tensor can have.
+    not run, whose sizes no tensor can have, or whose values are not of the shapes that are stored with it.
     """
     try:
         with TRACING:
@@ -38,24 +39,38 @@ def _bytes(network: Network) -> int:
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
         for node in network.graph.nodes:
             if node.op == "placeholder":
-                shape = [1 if size is None else size for size in node.meta["shape"]]
+                shape = [_BATCH if size is None else size for size in node.meta["shape"]]
                 values[node] = torch.empty(shape, dtype=node.meta["dtype"], device=network.device)
             elif node.op == "get_attr":
                 values[node] = mode.from_tensor(network.constants[str(node.target)])
-                continue
             elif node.op == "call_function":
                 values[node] = call(node, values)
             else:
                 continue
-            total += _size(values[node])
+            _compare(node, values[node])
+            if node.op != "get_attr":
+                total += _size(values[node], node.meta["shape"])
     return total
 
 
-def _size(value: object) -> int:
+def _compare(node: fx.Node, value: object) -> None:
+    stored: Shape | None = node.meta["shape"]
+    if not isinstance(value, Tensor):
+        return
+    same = stored is not None and len(stored) == value.ndim and node.meta["dtype"] == value.dtype
+    if not same or any(a not in (None, b) for a, b in zip(stored or (), value.shape, strict=True)):
+        raise ArtefactError(
+            f"The value '{node.name}' of the stored network is {list(value.shape)} {value.dtype}, not "
+            f"{list(stored or ())} {node.meta['dtype']} as stored. Upload the network again."
+        )
+
+
+def _size(value: object, shape: Shape | None) -> int:
+    """Bytes for one image; several tensors at once, as of a split, have no shape of their own."""
     total = 0
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
             total += leaf.numel() * leaf.element_size()
         elif isinstance(leaf, int) and abs(leaf) > _LARGEST:
             raise ArtefactError("The stored network computes sizes that no tensor has. Upload it again.")
-    return total
+    return total if shape is not None and None not in shape else total // _BATCH

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def failure(source: Path, folder: Path, **options: object) -> ConversionFailed:
+def failure(source: Path | str, folder: Path, **options: object) -> ConversionFailed:
     with pytest.raises(ConversionFailed) as caught:
         Converter().run(Request(source, **options), folder)  # type: ignore[arg-type]
     return caught.value
@@ -57,6 +57,30 @@ class TestGoodFiles:
         assert manifest["name"] == "my net"
         assert {key: manifest["input"][key] for key in stated} == stated
         assert manifest["input"]["size"] == [SIZE, SIZE]
+
+    @pytest.mark.slow
+    def test_a_zoo_network_from_its_cache(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        zoo = pytest.importorskip("torchvision").models
+        checkpoints = tmp_path / "cache" / "hub" / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        file = zoo.SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2]
+        torch.save(zoo.squeezenet1_1().state_dict(), checkpoints / file)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+        manifest = Converter(seconds=500).run(Request("torchvision:squeezenet1_1"), folder)
+        assert (manifest["format"], manifest["classes"]) == ("torchvision", 1000)
+
+    def test_a_zoo_network_without_its_weights(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("torchvision")
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody is there
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+        error = failure("torchvision:squeezenet1_1", folder)
+        assert error.code == "zoo-unavailable"
+        assert "Connection refused" in str(error)  # so it may ask
 
 
 class TestBadFiles:

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
+JOBS ?= 2
 UV := $(shell command -v uv 2>/dev/null)
 BIN := $(VENV)/bin
 DECLARED := pyproject.toml client/pyproject.toml
@@ -42,11 +43,14 @@ demo: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(BIN)/clearfold serve --host $(HOST) --port $(PORT)
 
+# Files run side by side, one core each; a process takes up to 4 GB.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow" --durations=15
+	$(PYTEST) -m "not slow" --durations=15
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --durations=30
+	$(PYTEST) --durations=30
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

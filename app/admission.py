@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -24,7 +24,7 @@ from models.preprocess import InputSpec
 MIB = 2**20
 GIB = 2**30
 
-_TEXTS = {GRAPH: 256 * MIB, MANIFEST: 64 * MIB}
+_TEXTS = {GRAPH: 32 * MIB, MANIFEST: 32 * MIB}
 
 
 class NotAdmitted(ClearfoldError):
@@ -46,6 +46,9 @@ class _Described(ModelDetail):
 
     name: str = Field(max_length=300)
     format: str = Field(pattern=r"^[a-z]{1,20}$")
+    created: str = Field(max_length=40)
+    labels: list[Annotated[str, Field(max_length=1000)]] | None
+    notes: list[Annotated[str, Field(max_length=4000)]] = Field(max_length=100)
 
 
 def take(scratch: Path, target: Path, files: Mapping[str, int | None]) -> None:

@@ -108,6 +108,8 @@ def change(folder: Path, name: str, how: Callable[[dict[str, Any]], object]) -> 
         lambda manifest: manifest.update(name=["a", "list"]),
         lambda manifest: manifest.update(name="x" * 2000),
         lambda manifest: manifest.update(notes={"a": "mapping"}),
+        lambda manifest: manifest.update(notes=["x" * 5000]),
+        lambda manifest: manifest.update(labels=["x" * 5000] * 5),
         lambda manifest: manifest["fusion"].update(rows="none"),
         lambda manifest: manifest["certificate"].update(max_relative="small"),
     ],

@@ -124,6 +124,48 @@ def test_a_trace_of_training_mode_is_refused(tmp_path: Path) -> None:
         read(path, size=(16, 16))
 
 
+def test_what_the_optimizer_for_mobile_devices_does_is_read(tmp_path: Path) -> None:
+    """Convolutions with folded normalizations, additions joined with ReLU, and bytecode beside the code."""
+
+    class Joined(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = torch.relu(torch.add(self.blocks(x), x, alpha=2))
+            return self.fc(self.drop(x).mean([2, 3]))
+
+    torch.manual_seed(0)
+    module, x = calibrate(Joined()), torch.randn(3, 3, 16, 16)
+    script = torch.jit.freeze(torch.jit.script(module))
+    torch._C._jit_pass_fuse_add_relu(script.graph)
+    assert "_add_relu" in str(script.graph)
+    script._save_for_lite_interpreter(str(tmp_path / "net.ptl"))
+    assert difference(tmp_path / "net.ptl", x) <= 1e-6
+    names = zipfile.ZipFile(tmp_path / "net.ptl").namelist()
+    assert any(name.endswith("bytecode.pkl") for name in names)
+
+
+@pytest.mark.parametrize("kind", ["traced frozen", "scripted frozen", "scripted folded"])
+def test_heatmaps_of_frozen_scripts_are_the_modules(kind: str, tmp_path: Path) -> None:
+    from lrp import Explainer
+
+    module, x = small(), torch.randn(2, 3, 16, 16)
+    source = read(save(module, tmp_path / "net.pt", kind, x), size=(16, 16))
+    found = []
+    for read_from in (module, source.module):
+        network = fusion.fuse(fusion.capture(read_from, (x,))).network
+        found.append(Explainer(network, device="cpu").explain(x, target=[1, 2]).relevance)
+    assert float((found[0] - found[1]).abs().max()) <= 1e-5 * float(found[0].abs().max())
+
+
+def test_what_an_optimizer_made_unreadable_says_so(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.optimize_for_inference(torch.jit.script(small())), str(tmp_path / "net.pt"))
+    with pytest.raises(UnsupportedOperator, match=r"optimize_for_inference.*before"):
+        read(tmp_path / "net.pt", size=(16, 16))
+    path = rewritten(scripted(small(), tmp_path / "s.pt"), "torch.relu_(", "ops.prepacked.conv2d_clamp_run(")
+    with pytest.raises(UnsupportedOperator, match=r"optimize_for_mobile.*before"):
+        read(path, size=(16, 16))
+
+
 class Loops(nn.Module):
     """Lists, loops, conditions and a default argument, as scripted code has them."""
 

@@ -82,9 +82,9 @@ _HARMLESS = frozenset((*_MADE, *_VIEWED, *_COMPUTED, *_QUANTIZED, *_ASIDE))
 # A twin that writes where it is told to, though the operator itself does not.
 _WRITING = frozenset({"as_strided_"})
 _PRIMS = """
-    ConstantMKLDNNTensor EnumName EnumValue ModuleContainerIndex NumToTensor RaiseException StringIndex TupleIndex
+    EnumName EnumValue ModuleContainerIndex NumToTensor RaiseException StringIndex TupleIndex
     TupleUnpack abs data device dtype grad index is_cpu is_cuda is_ipu is_maia is_meta is_mkldnn is_mps is_mtia
-    is_nested is_quantized is_sparse is_sparse_csr is_vulkan is_xla is_xpu itemsize layout max min mkldnn_convolution
+    is_nested is_quantized is_sparse is_sparse_csr is_vulkan is_xla is_xpu itemsize layout max min
     name nbytes rangelist requires_grad tolist type unchecked_cast unchecked_unwrap_optional
 """.split()
 _LAYERS = """
@@ -122,7 +122,21 @@ OUTSIDE_SPACES = {
     "profiler": "watches the process",
 }
 
-# The classes written in C++ that packed weights of quantized networks are kept in.
+# What optimizers leave that nothing can read, by a part of the operators' names, and what to do.
+_INFERENCE = (
+    "torch.jit.optimize_for_inference leaves weights out of the file, so that torch cannot load it either: save the "
+    "network as it was before."
+)
+UNREADABLE = {
+    "mkldnn_prepacked::": "The weights are packed for one processor: save the network as it was before.",
+    "prim::mkldnn": _INFERENCE,
+    "MKLDNN": _INFERENCE,
+    "prepacked::": "The weights are packed for XNNPACK by optimize_for_mobile: save the network as it was before, or as "
+    "torch.jit.freeze makes it.",
+    "vulkan_prepack::": "The weights are packed for a GPU by optimize_for_mobile: save the network as it was before.",
+}
+
+# The classes written in C++ that packed weights are kept in.
 CLASSES = frozenset(
     f"__torch__.torch.classes.{name}"
     for name in (
@@ -131,6 +145,10 @@ CLASSES = frozenset(
         "quantized.Conv3dPackedParamsBase",
         "quantized.EmbeddingPackedParamsBase",
         "rnn.CellParamsBase",
+        "xnnpack.LinearOpContext",
+        "xnnpack.Conv2dOpContext",
+        "xnnpack.TransposeConv2dOpContext",
+        "mkldnn.ConvOpContext",
     )
 )
 

@@ -16,7 +16,14 @@ from typing import Any
 
 from fusion.errors import BadFile, ClearfoldError, UnsafeFile, UnsupportedOperator
 from models.formats.strangers import AGAIN, is_whole_zip, refuse
-from models.formats.torchscript.allowed import CLASSES, GLOBALS, OUTSIDE, OUTSIDE_SPACES, vocabulary
+from models.formats.torchscript.allowed import (
+    CLASSES,
+    GLOBALS,
+    OUTSIDE,
+    OUTSIDE_SPACES,
+    UNREADABLE,
+    vocabulary,
+)
 from models.scan.pickles import scan_pickle
 from models.scan.scripts import Call, Scripts, dotted, parse, scan_scripts
 from models.scan.zips import DAMAGE, Contents, contents, damaged
@@ -112,7 +119,8 @@ def _refused(call: Call, scripts: Scripts, name: str) -> ClearfoldError:
         return UnsafeFile(
             f"'{name}' calls {call.operator} in {where}, which {deed}", "No network needs that."
         )
-    return UnsupportedOperator(call.operator, layer)
+    hint = next((hint for part, hint in UNREADABLE.items() if part in call.operator), "")
+    return UnsupportedOperator(call.operator, layer, hint)
 
 
 def layer_paths(scripts: Scripts) -> dict[str, str]:

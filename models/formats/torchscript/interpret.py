@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusion.errors import CaptureError, UnsupportedOperator
+from models.formats.torchscript.integers import OPERATORS, call, handles
+from models.formats.torchscript.packed import Packed
 from models.formats.torchscript.program import Block, FunctionRef, Graph, Node
 from models.formats.torchscript.values import ABOUT_TENSORS, CASTS, PRIMS, PYTHON, as_argument
 
@@ -35,6 +37,7 @@ class Frame:
         self.layer = layer
         self.graph = graph
         self.values: dict[str, Any] = {}
+        self.read: dict[str, complex] = {}  # values that are buffers of one number
 
     def run(self, arguments: Sequence[Any]) -> Any:
         self.values.update(zip(self.graph.block.inputs, arguments, strict=True))
@@ -57,15 +60,19 @@ class Frame:
         values = [self.values[name] for name in node.inputs]
         if node.kind in PRIMS:
             return PRIMS[node.kind](node, values)
-        if not node.kind.startswith("aten::"):
+        if node.kind.startswith("aten::"):
+            return self.aten(node, values)
+        if node.kind not in OPERATORS:
             raise UnsupportedOperator(node.kind, self.layer.path)
-        return self.aten(node, values)
+        return self.layer.apply(node, values)
 
     def aten(self, node: Node, values: list[Any]) -> Any:
         overload = getattr(node.target, "_overloadname", "")
         about = ABOUT_TENSORS.get(f"{node.kind}.{overload}") or ABOUT_TENSORS.get(node.kind)
         if about is not None:
             return about(*values)
+        if handles(node, values):
+            return self.layer.apply(node, values)
         # Numbers cannot be written over: what a trace does in place gives a new one.
         kind = node.kind if node.kind in PYTHON else node.kind.removesuffix("_")
         if kind in PYTHON:
@@ -73,6 +80,8 @@ class Frame:
             plain = [numbers.get(name, value) for name, value in zip(node.inputs, values, strict=True)]
             # Constants alone may be a real tensor computation; a constant and a size never is.
             sizes = node.kind in CASTS or not all(isinstance(value, Tensor) for value in values) or not values
+            if node.kind in CASTS:
+                plain = [self.read.get(name, value) for name, value in zip(node.inputs, plain, strict=True)]
             if sizes and (node.kind in CASTS or not any(isinstance(value, Tensor) for value in plain)):
                 result = PYTHON[kind](*plain)
                 if kind != node.kind:
@@ -88,10 +97,16 @@ _TENSORS = ("Tensor", "Optional[Tensor]")
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 
 
-def call_operator(node: Node, values: Sequence[Any]) -> Any:
+def call_operator(node: Node, values: Sequence[Any], layer: str = "") -> Any:
+    """Calls a node's operator, on floats where it takes quantized tensors."""
+    return call(node, values, call_overload, layer) if handles(node, values) else call_overload(node, values)
+
+
+def call_overload(node: Node, values: Sequence[Any]) -> Any:
     """Calls the node's ATen overload, with TorchScript's integers turned into dtypes and the like."""
-    if node.kind == "aten::_convolution":
-        return _convolution(*values[:9])
+    composed = COMPOSED.get(node.kind)
+    if composed is not None:
+        return composed(*values)
     positional: list[Any] = []
     keywords: dict[str, Any] = {}
     for argument, value in zip(node.arguments, values, strict=False):
@@ -119,6 +134,7 @@ def _convolution(
     transposed: bool,
     output_padding: list[int],
     groups: int,
+    *_: Any,
 ) -> Tensor:
     """What traces record for every convolution, as the operator that the author called."""
     rank = weight.dim() - 2
@@ -126,6 +142,19 @@ def _convolution(
         up = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
         return up(x, weight, bias, stride, padding, output_padding, groups, dilation)
     return (F.conv1d, F.conv2d, F.conv3d)[rank - 1](x, weight, bias, stride, padding, dilation, groups)
+
+
+def _add_relu(a: Tensor, b: Any, alpha: Any = 1) -> Tensor:
+    """Joined by the optimizer for mobile devices."""
+    return F.relu(torch.add(a, b, alpha=alpha))
+
+
+# Operators in place of which the ones are called that an author would have called.
+COMPOSED: Mapping[str, Callable[..., Tensor]] = {
+    "aten::_convolution": _convolution,
+    "aten::_add_relu": _add_relu,
+    "aten::_add_relu_": _add_relu,
+}
 
 
 # Operators whose training flag was recorded as a constant: (position of the flag, what makes it matter).
@@ -150,14 +179,18 @@ def refuse_training(node: Node, values: Sequence[Any], layer: str) -> None:
 
 def _constant(frame: Frame, node: Node) -> Any:
     value = node.attributes["value"]
-    return frame.layer.constant(frame.graph, node.outputs[0]) if isinstance(value, Tensor) else value
+    held = isinstance(value, Tensor | Packed)
+    return frame.layer.constant(frame.graph, node.outputs[0]) if held else value
 
 
 def _get_attribute(frame: Frame, node: Node) -> Any:
     owner = getattr(frame.values[node.inputs[0]], "script", None)
     if owner is None:
         raise UnsupportedOperator(f"prim::GetAttr[{node.attributes['name']}]", frame.layer.path)
-    return owner.attribute(node.attributes["name"])
+    name = node.attributes["name"]
+    if name in owner.numbers:
+        frame.read[node.outputs[0]] = owner.numbers[name]
+    return owner.attribute(name)
 
 
 def _call_method(frame: Frame, node: Node) -> Any:

@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from fusion.errors import UnsupportedOperator
+from models.formats.torchscript.integers import OPERATORS
 from models.formats.torchscript.interpret import Frame, call_operator
-from models.formats.torchscript.program import Graph, Node
+from models.formats.torchscript.packed import Packed
+from models.formats.torchscript.program import Constant, Graph, Node
 
 _OPERATOR_NAMES = {"aten::_convolution": "conv"}
 
@@ -32,6 +34,8 @@ class Script:
         self.module: nn.Module = nn.Module()
         self.operators: dict[Node, str] = {}
         self.constants: dict[tuple[Graph, str], str] = {}
+        # Buffers of one number: scripts ask for it (`float(self.scale)`), and it must not depend on a tensor.
+        self.numbers: dict[str, complex] = {}
 
     def attach(self, module: nn.Module, flat: bool) -> None:
         """Registers with the module the tensors that the graphs hold as constants.
@@ -39,24 +43,26 @@ class Script:
         An operator that owns a constant becomes a named layer; in a flat script (frozen: one graph, no
         children), all operators do, because nothing else tells one layer from another."""
         self.module = module
+        self.numbers = {name: b.item() for name, b in module.named_buffers(recurse=False) if b.numel() == 1}
         counts: Counter[str] = Counter()
         for graph in self.methods.values():
             owned: set[str] = set()
             for node in graph.block.walk():
-                weights = {n for n in node.inputs if n in graph.constants and graph.constants[n].dim() > 0}
-                tensors = any(argument.type == "Tensor" for argument in node.arguments)
-                if node.target is None or not (weights or (flat and tensors)):
+                weights = {n for n in node.inputs if n in graph.constants and _is_weight(graph.constants[n])}
+                packed = node.kind in OPERATORS and not node.kind.startswith("aten::")
+                tensors = packed or any(argument.type == "Tensor" for argument in node.arguments)
+                if (node.target is None and not packed) or not (weights or (flat and tensors)):
                     continue
-                base = _OPERATOR_NAMES.get(node.kind, node.kind.removeprefix("aten::").strip("_"))
+                base = _OPERATOR_NAMES.get(node.kind, node.kind.partition("::")[2].strip("_"))
                 counts[base] += 1
                 self.operators[node] = f"{base}_{counts[base]}"
                 module.add_module(self.operators[node], OpLayer(node, graph.constants))
                 owned |= weights
-            for name, tensor in graph.constants.items():
-                if name not in owned and tensor.dim() > 0:
+            for name, value in graph.constants.items():
+                if name not in owned and _is_weight(value):
                     counts["constant"] += 1
                     self.constants[graph, name] = f"constant_{counts['constant']}"
-                    module.register_buffer(self.constants[graph, name], tensor)
+                    hold(module, self.constants[graph, name], value)
 
     def call(self, method: str, values: Sequence[Any]) -> Any:
         graph = self.methods.get(method)
@@ -83,20 +89,32 @@ class Script:
 
     def apply(self, node: Node, values: Sequence[Any]) -> Any:
         name = self.operators.get(node)
-        return getattr(self.module, name)(*values) if name else call_operator(node, values)
+        return getattr(self.module, name)(*values) if name else call_operator(node, values, self.path)
+
+
+def _is_weight(constant: Constant) -> bool:
+    return isinstance(constant, Packed) or constant.dim() > 0
+
+
+def hold(module: nn.Module, name: str, constant: Constant) -> None:
+    """Registers a constant with a module."""
+    if isinstance(constant, Packed):
+        module.add_module(name, constant)
+    else:
+        module.register_buffer(name, constant)
 
 
 class OpLayer(nn.Module):
     """One operator with the constant tensors it takes, under the names of the operator's arguments."""
 
-    def __init__(self, node: Node, constants: Mapping[str, Tensor]) -> None:
+    def __init__(self, node: Node, constants: Mapping[str, Constant]) -> None:
         super().__init__()
         self.node = node
         self.held: dict[int, str] = {}
-        for position, (name, argument) in enumerate(zip(node.inputs, node.arguments, strict=False)):
-            if name in constants and constants[name].dim() > 0:
-                self.register_buffer(argument.name, constants[name])
-                self.held[position] = argument.name
+        for position, name in enumerate(node.inputs):
+            if name in constants and _is_weight(constants[name]):
+                self.held[position] = "packed" if not node.arguments else node.arguments[position].name
+                hold(self, self.held[position], constants[name])
 
     def forward(self, *values: Any) -> Any:
         filled = [getattr(self, self.held[i]) if i in self.held else value for i, value in enumerate(values)]
@@ -112,7 +130,7 @@ class ScriptLayer(nn.Module):
         script: Script,
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
-        children: Mapping[str, ScriptLayer],
+        children: Mapping[str, nn.Module],
     ) -> None:
         super().__init__()
         for name, tensor in parameters.items():

@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.formats.torchscript.packed import Packed, unpack
+from models.formats.torchscript.quantized import from_tensor
+
+Constant = Tensor | Packed
+
 
 @dataclass(frozen=True)
 class FunctionRef:
@@ -60,11 +65,11 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """One method or function. `constants` are its tensors; `numbers` the 0-d ones of them as numbers:
-    tracing writes the 2 of `2 * x.size(0)` as a tensor, and sizes must stay symbolic."""
+    """One method or function. `constants` are its tensors and packed weights; `numbers` the 0-d tensors of them as
+    numbers: tracing writes the 2 of `2 * x.size(0)` as a tensor, and sizes must stay symbolic."""
 
     block: Block
-    constants: Mapping[str, Tensor]
+    constants: Mapping[str, Constant]
     numbers: Mapping[str, complex]
 
     def __deepcopy__(self, _: dict[int, Any]) -> Graph:
@@ -76,13 +81,15 @@ _ATTRIBUTES: dict[str, str] = {"i": "i", "f": "f", "s": "s", "is": "is_", "ss": 
 
 def parse_graph(graph: Any) -> Graph:
     """Copies a `torch._C.Graph` (or anything shaped like one)."""
-    constants: dict[str, Tensor] = {}
+    constants: dict[str, Constant] = {}
     block = _parse_block(graph, constants)
-    numbers = {name: value.item() for name, value in constants.items() if value.dim() == 0}
+    numbers = {
+        n: value.item() for n, value in constants.items() if isinstance(value, Tensor) and value.dim() == 0
+    }
     return Graph(block, constants, numbers)
 
 
-def _parse_block(block: Any, constants: dict[str, Tensor]) -> Block:
+def _parse_block(block: Any, constants: dict[str, Constant]) -> Block:
     return Block(
         inputs=tuple(value.debugName() for value in block.inputs()),
         nodes=tuple(_parse_node(node, constants) for node in block.nodes()),
@@ -90,13 +97,13 @@ def _parse_block(block: Any, constants: dict[str, Tensor]) -> Block:
     )
 
 
-def _parse_node(node: Any, constants: dict[str, Tensor]) -> Node:
+def _parse_node(node: Any, constants: dict[str, Constant]) -> Node:
     kind: str = node.kind()
     outputs = tuple(value.debugName() for value in node.outputs())
     attributes: dict[str, Any]
     if kind == "prim::Constant":
         value = _constant(node)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor | Packed):
             constants[outputs[0]] = value
         attributes = {"value": value}
     else:
@@ -117,8 +124,17 @@ def _constant(node: Any) -> Any:
     output = node.output()
     if output.type().kind() == "FunctionType":
         return FunctionRef(output.type().annotation_str)
-    value = output.toIValue()
-    return value.detach() if isinstance(value, Tensor) else value
+    return as_value(output.toIValue())
+
+
+def as_value(value: Any) -> Any:
+    """A value of a script's as the graphs here run on it: tensors without a past, quantized ones and packed weights as
+    floats. Raises UnsupportedOperator for packed weights of unknown kinds."""
+    if isinstance(value, torch.ScriptObject):
+        return unpack(value)
+    if isinstance(value, Tensor):
+        return from_tensor(value) if value.is_quantized else value.detach()
+    return value
 
 
 def _attribute(node: Any, name: str) -> Any:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from fusion.errors import BadFile, ClearfoldError, UnsupportedOperator
 from models.formats.probing import check_finite, find_example, first_line, map_tensors
+from models.formats.torchscript import integers
 from models.formats.torchscript.archive import inspect
 from models.formats.torchscript.layers import Script, ScriptLayer, ScriptNetwork
-from models.formats.torchscript.program import FunctionRef, Graph, parse_graph
+from models.formats.torchscript.packed import Packed
+from models.formats.torchscript.program import FunctionRef, Graph, Node, as_value, parse_graph
 from models.opened import read_metadata
 
 _C: Any = torch._C  # its stubs lack what a reader needs
@@ -44,10 +46,18 @@ def read(path: str | Path, *, size: tuple[int, int] | None = None) -> TorchScrip
     functions, root = _load(path)
     module = _mirror(root, functions)
     check_finite(module)
-    notes: list[str] = []
+    notes = integers.notes(_nodes(module))
     example = find_example(module, size or read_metadata(archive.metadata).get("size"), notes, BadFile)
     original = _runner(root, example.dtype)
     return TorchScriptSource(module, example, original, tuple(notes), archive.metadata)
+
+
+def _nodes(module: nn.Module) -> Iterator[Node]:
+    """All nodes of a network's graphs."""
+    for layer in module.modules():
+        if isinstance(layer, ScriptLayer):
+            for graph in (*layer.script.methods.values(), *layer.script.functions.values()):
+                yield from graph.block.walk()
 
 
 def _load(path: Path) -> tuple[Any, Any]:
@@ -132,18 +142,23 @@ def _layer(
 ) -> ScriptLayer:
     if raw._get_forward_hooks() or raw._get_forward_pre_hooks():
         raise UnsupportedOperator("forward hook", path, "Remove the hooks and export the network again.")
-    children = {
+    children: dict[str, nn.Module] = {
         name: _layer(child, f"{path}.{name}".lstrip("."), methods, wanted, functions)
         for name, child in _C.ModuleDict(raw).items()
     }
     parameters = dict(_C.ParameterDict(raw).items())
-    buffers = dict(_C.BufferDict(raw).items())
+    stored = dict(_C.BufferDict(raw).items())
+    others = sorted(wanted - children.keys() - parameters.keys() - stored.keys())
+    stored |= {name: raw.getattr(name) for name in others if raw.hasattr(name)}
+    buffers: dict[str, Tensor] = {}
+    packed: dict[str, Packed] = {}
     attributes: dict[str, Any] = {}
-    for name in sorted(wanted - children.keys() - parameters.keys() - buffers.keys()):
-        if raw.hasattr(name):
-            value = raw.getattr(name)
-            (buffers if isinstance(value, Tensor) else attributes)[name] = value
-    return kind(Script(path, methods[path], attributes, functions), parameters, buffers, children)
+    for name, value in stored.items():
+        value = as_value(value)
+        table = buffers if isinstance(value, Tensor) else packed if isinstance(value, Packed) else attributes
+        table[name] = value
+    script = Script(path, methods[path], attributes, functions)
+    return kind(script, parameters, buffers, {**children, **packed})
 
 
 def _defaults(raw: Any, name: str) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.formats.torchscript.program import Node
+from models.formats.torchscript.quantized import Quantized
 
 Values = Sequence[Any]
 PRIMS: dict[str, Callable[[Node, Values], Any]] = {}
@@ -30,6 +31,9 @@ DTYPES: dict[int, torch.dtype] = {
     9: torch.complex64,
     10: torch.complex128,
     11: torch.bool,
+    12: torch.qint8,
+    13: torch.quint8,
+    14: torch.qint32,
     15: torch.bfloat16,
 }
 CODES: dict[torch.dtype, int] = {dtype: code for code, dtype in DTYPES.items()}
@@ -100,7 +104,7 @@ def _same(_: Node, values: Values) -> Any:
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
-    "Tensor": (Tensor,),
+    "Tensor": (Tensor, Quantized),
     "int": (int, torch.SymInt),
     "float": (float, torch.SymFloat),
     "bool": (bool, torch.SymBool),
@@ -140,7 +144,12 @@ def _layout(_: Node, __: Values) -> Any:
     return 0
 
 
-@prim("prim::is_cuda", "prim::is_quantized", "prim::is_sparse", "prim::is_mkldnn", "prim::is_nested")
+@prim("prim::is_quantized")
+def _is_quantized(_: Node, values: Values) -> Any:
+    return isinstance(values[0], Quantized)
+
+
+@prim("prim::is_cuda", "prim::is_sparse", "prim::is_mkldnn", "prim::is_nested")
 def _no(_: Node, __: Values) -> Any:
     # The answer of a dense tensor on a CPU: the captured graph is moved to other devices as a whole.
     return False
@@ -233,7 +242,7 @@ ABOUT_TENSORS: dict[str, Callable[..., Any]] = {
     "aten::dim": lambda x: x.dim(),
     "aten::ndimension": lambda x: x.dim(),
     "aten::numel": lambda x: x.numel(),
-    "aten::len": lambda x: x.shape[0] if isinstance(x, Tensor) else len(x),
+    "aten::len": lambda x: x.shape[0] if isinstance(x, Tensor | Quantized) else len(x),
     "aten::is_floating_point": lambda x: x.is_floating_point(),
     "aten::is_complex": lambda x: x.is_complex(),
     "aten::is_contiguous": lambda x: True,

@@ -67,6 +67,13 @@ def _calls(proto: onnx.ModelProto, name: str) -> Mapping[_Key, list[_Key]]:
             raise BadFile(
                 f"{name} is not a readable ONNX file: it has two functions '{function.name}'. Export it again."
             )
+        made = {*function.input, *(output for node in function.node for output in node.output)}
+        missing = next((output for output in function.output if output not in made), None)
+        if missing is not None:
+            raise BadFile(
+                f"{name} is not a readable ONNX file: nothing computes the output '{missing}' of the function "
+                f"'{function.name}'. Export it again."
+            )
         calls[key] = [_key(node) for node in nodes_within(function.node)]
     return calls
 

@@ -15,7 +15,7 @@ from fusion.errors import BadFile
 from models.scan.functions import STANDARD, check_functions
 from models.scan.graphs import check_order, check_size
 from models.scan.signatures import check_signatures
-from models.scan.tensors import check_tensors
+from models.scan.tensors import check_tensors, check_types
 from models.scan.wire import Bounds, damaged, survey
 
 _OLDEST_OPSET = 7
@@ -73,6 +73,7 @@ _CHECKS: tuple[Callable[[onnx.ModelProto, str], None], ...] = (
     check_size,
     _check_opset,
     check_tensors,
+    check_types,
     check_functions,
     check_order,
     check_signatures,

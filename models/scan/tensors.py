@@ -25,6 +25,7 @@ _FIELDS = {
     ir.DataType.UINT64: "uint64_data",
     ir.DataType.STRING: "string_data",
 }
+_KINDS = frozenset(int(kind) for kind in ir.DataType)
 _COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
 
 
@@ -54,6 +55,24 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield from _of_attribute(attribute)
 
 
+def check_types(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse values that are declared to be of kinds of numbers that ONNX does not have."""
+    graphs = [proto.graph, *(graph for nodes in bodies(proto) for graph in graphs_within(nodes))]
+    declared = [v for graph in graphs for v in (*graph.input, *graph.output, *graph.value_info)]
+    declared += [value for function in proto.functions for value in function.value_info]
+    for value in declared:
+        kind = value.type
+        while kind.HasField("sequence_type") or kind.HasField("optional_type"):
+            field = "sequence_type" if kind.HasField("sequence_type") else "optional_type"
+            kind = getattr(kind, field).elem_type
+        for tensor in (kind.tensor_type, kind.sparse_tensor_type):
+            if tensor.elem_type not in _KINDS:
+                raise BadFile(
+                    f"{name} is not a readable ONNX file: '{value.name}' is of an element type "
+                    f"({tensor.elem_type}) that ONNX does not have. Export it again."
+                )
+
+
 def _of_attribute(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
     if attribute.HasField("t"):
         yield attribute.t
@@ -79,10 +98,7 @@ def _external(tensor: onnx.TensorProto, name: str) -> BadFile:
 
 
 def _check_data(tensor: onnx.TensorProto, name: str) -> None:
-    try:
-        kind = ir.DataType(tensor.data_type)
-    except ValueError:
-        kind = ir.DataType.UNDEFINED
+    kind = ir.DataType(tensor.data_type if tensor.data_type in _KINDS else 0)
     if kind == ir.DataType.UNDEFINED:
         raise _broken(tensor, f"is of an element type ({tensor.data_type}) that ONNX does not have", name)
     dims = tuple(tensor.dims)

@@ -20,6 +20,7 @@ from models.formats.onnx.registry import Body, Node
 from models.formats.onnx.values import widened
 from models.scan.functions import STANDARD
 from models.scan.onnx import decode
+from models.scan.signatures import lacks
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -156,8 +157,8 @@ def _is_bad(weight: Tensor) -> bool:
 def _node(node: ir.Node, opset: int, name: str, kinds: set[str]) -> Node:
     attributes: dict[str, Any] = {}
     for key, attribute in node.attributes.items():
-        if not isinstance(attribute, ir.Attr):
-            continue
+        if not isinstance(attribute, ir.Attr) or attribute.is_ref():
+            continue  # of a function whose call leaves it out
         value = attribute.value
         if attribute.type == ir.AttributeType.TENSOR:
             # NumPy, not torch: a torch tensor's entries cannot be looked at while a graph is being captured.
@@ -165,11 +166,18 @@ def _node(node: ir.Node, opset: int, name: str, kinds: set[str]) -> Node:
         elif attribute.type == ir.AttributeType.GRAPH:
             value = _body(value, opset, name, kinds)
         attributes[key] = value
+    inputs = tuple("" if v is None else v.name or "" for v in node.inputs)
+    missing = lacks(node.op_type, opset, inputs) if node.domain in STANDARD else ""
+    if missing:  # of a function whose call leaves it out
+        raise BadFile(
+            f"{name} is not a readable ONNX file: the node '{node.name}' ({node.op_type}) lacks its input "
+            f"{missing}. Export it again."
+        )
     bodies = [value for value in attributes.values() if isinstance(value, Body)]
     captures = dict.fromkeys(capture for body in bodies for capture in body.captures)
     return Node(
         op=node.op_type,
-        inputs=(*("" if v is None else v.name or "" for v in node.inputs), *captures),
+        inputs=(*inputs, *captures),
         outputs=tuple(v.name or "" for v in node.outputs),
         attributes=attributes,
         domain="" if node.domain in STANDARD else node.domain,

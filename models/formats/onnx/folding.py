@@ -109,6 +109,10 @@ def explained(node: Node) -> Iterator[None]:
         raise
     except Exception as error:
         line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
+        if not isinstance(
+            error, RuntimeError
+        ):  # what Python says of indices and lengths, not torch of shapes
+            line = f"its inputs and attributes do not fit together ({line.rstrip('.')})"
         raise BadFile(
             f"Layer '{node.layer or node.name}' ({node.title}) cannot run: {line.rstrip('.')}. "
             "Check that the file runs in ONNX Runtime at this image size, "

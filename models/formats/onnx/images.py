@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from fusion.errors import BadFile, BadInput
 from models.formats.onnx.file import Input
+from models.preprocess import MAX_SIZE
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -55,7 +56,13 @@ def find(inputs: tuple[Input, ...], size: tuple[int, int] | None) -> Image:
                 f"The file fixes the image size (input {found}); "
                 "leave out size, or export with free height and width."
             )
-    return Image(only.name, batch, tuple(3 if d is None else d for d in dims))
+    sample = tuple(3 if d is None else d for d in dims)
+    if max(sample) > MAX_SIZE:
+        raise BadFile(
+            f"The network takes images of more than {MAX_SIZE} pixels a side ({found}). "
+            "Export it for the size that it was trained on."
+        )
+    return Image(only.name, batch, sample)
 
 
 def _show(shape: tuple[int | None, ...] | None) -> str:

@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -213,12 +214,61 @@ class TestSignatures:
         decode(build([node], IMAGE, axes, opset=18).SerializeToString(), "net.onnx")
         refused(build([node], IMAGE, axes, opset=17), "has 2 inputs and takes 1")
 
-    def test_kinds_that_the_oldest_exporters_leave_out(self) -> None:
+    def test_an_attribute_of_no_kind(self) -> None:
         node = helper.make_node("Concat", ["x", "x"], ["y"], axis=1)
         node.attribute[0].ClearField("type")
-        decode(build([node], IMAGE).SerializeToString(), "net.onnx")
-        node.attribute[0].ClearField("i")
-        refused(build([node], IMAGE), "attribute 'axis' that is no INT")
+        refused(build([node], IMAGE), "has an attribute 'axis' of no kind")
+
+    def test_an_attribute_without_what_it_should_hold(self) -> None:
+        node = helper.make_node("Constant", [], ["y"], value=declared([1], raw=b"0000"))
+        node.attribute[0].ClearField("t")
+        refused(build([node], IMAGE), "attribute 'value' that is no TENSOR")
+
+    @pytest.mark.parametrize(
+        ("inputs", "outputs", "fits"), [(3, 2, True), (2, 2, False), (4, 2, False), (3, 1, False)]
+    )
+    def test_the_body_of_a_loop(self, inputs: int, outputs: int, fits: bool) -> None:
+        """Of one value that is carried on, and nothing else."""
+        kinds = (TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT, TensorProto.FLOAT)
+        given = [helper.make_tensor_value_info(f"i{k}", kind, None) for k, kind in enumerate(kinds)]
+        made = [helper.make_tensor_value_info(f"o{k}", TensorProto.FLOAT, None) for k in range(2)]
+        nodes = [helper.make_node("Identity", [f"i{1 + k}"], [f"o{k}"]) for k in range(2)]
+        body = helper.make_graph(nodes, "body", given[:inputs], made[:outputs])
+        weights = {"n": np.array(2), "c": np.array(True)}
+        model = build([helper.make_node("Loop", ["n", "c", "x"], ["y"], body=body)], IMAGE, weights)
+        if fits:
+            decode(model.SerializeToString(), "net.onnx")
+        else:
+            refused(model, "body that does not take and give what the loop does")
+
+    def test_the_branches_of_a_choice(self) -> None:
+        empty = helper.make_graph(chain(1), "g", [], [])
+        node = helper.make_node("If", ["c"], ["y"], then_branch=empty, else_branch=empty)
+        refused(build([node], IMAGE, {"c": np.array(True)}), "then_branch that does not give")
+
+    @pytest.mark.parametrize("change", [{"num_scan_inputs": 9}, {"scan_input_axes": [1, 2]}])
+    def test_the_body_of_a_scan(self, change: dict[str, Any]) -> None:
+        given = [helper.make_tensor_value_info("i", TensorProto.FLOAT, None)]
+        made = [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)]
+        body = helper.make_graph([helper.make_node("Relu", ["i"], ["o"])], "body", given, made)
+        fine = {"num_scan_inputs": 1, "scan_input_axes": [1]}
+        for attributes, fits in ((fine, True), (fine | change, False)):
+            model = build([helper.make_node("Scan", ["x"], ["y"], body=body, **attributes)], IMAGE)
+            if fits:
+                decode(model.SerializeToString(), "net.onnx")
+            else:
+                refused(model, "scan")
+
+
+class TestFunctions:
+    def test_an_output_that_nothing_computes(self) -> None:
+        made = helper.make_function("local", "f", ["x"], ["z"], chain(1), [helper.make_opsetid("", 17)])
+        refused(build(chain(1, "f", "local"), IMAGE, functions=[made], domains=["local"]), "output 'z'")
+
+    def test_two_of_one_name(self) -> None:
+        made = helper.make_function("local", "f", ["x"], ["y"], chain(1), [helper.make_opsetid("", 17)])
+        model = build(chain(1, "f", "local"), IMAGE, functions=[made, made], domains=["local"])
+        refused(model, "two functions 'f'")
 
 
 def with_tensor(tensor: TensorProto) -> onnx.ModelProto:
@@ -245,6 +295,11 @@ class TestTensors:
     @pytest.mark.parametrize("kind", [0, 77])
     def test_an_element_type_that_there_is_not(self, kind: int) -> None:
         refused(with_tensor(declared([1], kind, b"0000")), f"element type \\({kind}\\)")
+
+    def test_a_value_of_an_element_type_that_there_is_not(self) -> None:
+        model = build(chain(1), IMAGE)
+        model.graph.value_info.append(helper.make_tensor_value_info("v", 127, None))
+        refused(model, r"'v' is of an element type \(127\)")
 
     def test_values_missing_from_a_list(self) -> None:
         tensor = helper.make_tensor("w", TensorProto.FLOAT, [3], [1.0, 2.0, 3.0])

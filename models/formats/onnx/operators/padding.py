@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from fusion.errors import BadFile
 from models.formats.onnx.registry import Node
+
+_MOST = 2**31 - 1  # what a size can be in ONNX Runtime
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,14 @@ def window(node: Node, kernel: Sequence[int], sizes: Sequence[int]) -> Window:
     dilation = tuple(node.get("dilations") or (1,) * rank)
     mode = node.get("auto_pad", "NOTSET")
     pads = node.get("pads") or (0,) * (2 * rank)
+    if not 0 < rank == len(sizes) == len(stride) == len(dilation) == len(pads) / 2:
+        raise _unfit(
+            node, f"{rank} dimensions over {len(sizes)}, with {len(stride)} strides and {len(pads)} pads"
+        )
+    if min(*kernel, *stride, *dilation) < 1 or max(*kernel, *stride, *dilation, *map(abs, pads)) > _MOST:
+        raise _unfit(
+            node, f"kernel {tuple(kernel)}, strides {stride}, dilations {dilation} and pads {tuple(pads)}"
+        )
     begin, end = tuple(pads[:rank]), tuple(pads[rank:])
     if mode == "VALID":
         begin = end = (0,) * rank
@@ -50,6 +61,13 @@ def window(node: Node, kernel: Sequence[int], sizes: Sequence[int]) -> Window:
         small, large = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
         begin, end = (small, large) if mode == "SAME_UPPER" else (large, small)
     return Window(tuple(kernel), stride, dilation, begin, end)
+
+
+def _unfit(node: Node, what: str) -> BadFile:
+    return BadFile(
+        f"Layer '{node.layer or node.name}' ({node.title}) slides a window that does not fit: {what}. "
+        "Export it again."
+    )
 
 
 def pad(x: Tensor, begin: Sequence[int], end: Sequence[int], value: float = 0.0) -> Tensor:

@@ -7,6 +7,7 @@ over the output's scale, in float32, says whether the network that came in is th
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,12 @@ MOST_ROUNDING = 1e-2  # what is further from the module than this is another net
 Result = dict[str, Any]
 
 
+def forms_of(row: Result) -> dict[str, Result]:
+    """What was found of a network; nothing where its process died of it."""
+    found: dict[str, Result] = row.get("forms", {})
+    return found
+
+
 def measure(architecture: Architecture) -> Result:
     """One network in every form: a row of the table, with `error` where a form that its own runtime runs does not come
     in as what it is."""
@@ -43,6 +50,7 @@ def measure(architecture: Architecture) -> Result:
             warnings.simplefilter("ignore")
             for name, form in FORMS.items():
                 row["forms"][name] = measure_form(form, module, architecture, Path(folder))
+                gc.collect()  # exporters leave circles, each as large as the network
     except Exception as error:  # one network that fails must not cost the others
         row["error"] = _short(error)
     for name, found in row["forms"].items():
@@ -167,8 +175,10 @@ def summarize(rows: list[Result]) -> Result:
     """attempted: what exporters wrote; runs_in_original: what of it its own runtime runs; converted: what of that
     Clearfold answers; right: within the goal; rounding: beyond it, by the network's own. All of them together and by
     form."""
-    by_form = {name: _summary([row["forms"][name] for row in rows if name in row["forms"]]) for name in FORMS}
-    every = [found for row in rows for found in row["forms"].values()]
+    by_form = {
+        name: _summary([forms_of(row)[name] for row in rows if name in forms_of(row)]) for name in FORMS
+    }
+    every = [found for row in rows for found in forms_of(row).values()]
     return {
         "networks": len(rows),
         **_summary(every),
@@ -176,13 +186,13 @@ def summarize(rows: list[Result]) -> Result:
         "missing_operators": sorted({op for found in every for op in found["missing"]}),
         "beyond_goals": _named(rows, lambda found: is_mistaken(found) or is_rounding(found)),
         "mistaken": _named(rows, is_mistaken),
-        "failed": [row["network"] for row in rows if len(row["forms"]) < len(FORMS)],
+        "failed": [row["network"] for row in rows if len(forms_of(row)) < len(FORMS)],
     }
 
 
 def _named(rows: list[Result], belongs: Callable[[Result], bool]) -> list[str]:
     return [
-        f"{row['network']} {name}" for row in rows for name, found in row["forms"].items() if belongs(found)
+        f"{row['network']} {name}" for row in rows for name, found in forms_of(row).items() if belongs(found)
     ]
 
 
@@ -227,7 +237,7 @@ def markdown(document: Result) -> str:
         "| network | " + " | ".join(FORMS) + " |",
         "| --- |" + " --- |" * len(FORMS),
         *[
-            f"| {row['network']} | " + " | ".join(_cell(row["forms"].get(name)) for name in FORMS) + " |"
+            f"| {row['network']} | " + " | ".join(_cell(forms_of(row).get(name)) for name in FORMS) + " |"
             for row in rows
         ],
     ]
@@ -235,11 +245,11 @@ def markdown(document: Result) -> str:
         listed = [
             f"- {row['network']}, {name}: {_why(found)}"
             for row in rows
-            for name, found in row["forms"].items()
+            for name, found in forms_of(row).items()
             if belongs(found)
         ]
         lines += ["", f"## {title}", "", *listed] if listed else []
-    failed = [row for row in rows if len(row["forms"]) < len(FORMS)]
+    failed = [row for row in rows if len(forms_of(row)) < len(FORMS)]
     if failed:
         lines += ["", "## Not measured to the end", ""]
         lines += [f"- {row['network']}: {row.get('error')}" for row in failed]

@@ -136,6 +136,14 @@ def test_a_network_that_cannot_be_built_is_told() -> None:
     assert "## Not measured to the end" in markdown({"summary": summary, "rows": [row]})
 
 
+def test_a_network_whose_process_died_is_told(row: dict[str, Any]) -> None:
+    rows = [row, {"network": "own:large", "error": "the process died, as of too little memory"}]
+    summary = summarize(rows)
+    assert (summary["networks"], summary["attempted"]) == (2, 6)
+    assert summary["failed"] == ["own:large"]
+    assert "- own:large: the process died" in markdown({"summary": summary, "rows": rows})
+
+
 def test_a_runtime_of_single_images_answers_one_by_one() -> None:
     def single(x: Tensor) -> Tensor:
         assert len(x) == 1

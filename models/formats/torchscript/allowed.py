@@ -131,8 +131,8 @@ UNREADABLE = {
     "mkldnn_prepacked::": "The weights are packed for one processor: save the network as it was before.",
     "prim::mkldnn": _INFERENCE,
     "MKLDNN": _INFERENCE,
-    "prepacked::": "The weights are packed for XNNPACK by optimize_for_mobile: save the network as it was before, or as "
-    "torch.jit.freeze makes it.",
+    "prepacked::": "The weights are packed for XNNPACK by optimize_for_mobile: save the network as it was before, or "
+    "as torch.jit.freeze makes it.",
     "vulkan_prepack::": "The weights are packed for a GPU by optimize_for_mobile: save the network as it was before.",
 }
 

@@ -11,7 +11,9 @@ Sums and z+ layers are stabilized by a share of their spread. Two branches that 
 their sum, and where only little speaks for an output that much speaks against, z+ hands a large multiple on; each is
 small beside the layer's relevance, but multiplied layer by layer they grow, and rounding decides their signs. Without,
 float32 maps of MobileOne, RepViT or EfficientViT are off by 7 to 16 % of the maximum, with it by 1e-4, and maps of
-networks that have no such sums stay what they were (`benchmarks.precision`).
+networks that have no such sums stay what they were (`benchmarks.precision`). Thresholds max(x, b), which norms folded
+through ReLUs leave, and maxima over tokens are smoothed by a share of their spread (`lrp.ties`): else, where rounding
+turns the winner, relevance jumps, in DenseNet and Hiera by 0.4 to 0.8 % of the map's maximum in float32.
 """
 
 from __future__ import annotations

@@ -41,7 +41,9 @@ class Composite:
     at residual sums and average pools (the field's Norm rule; 0 lets the gradient do it exactly); with norm_relative a
     share of the root mean square of a sample's sums. Terms that cancel have large shares of a sum that is about 0, and
     where a ReLU follows, rounding decides whether they count: a stabilizer beyond rounding lets their relevance fade
-    out instead.
+    out instead. tie_width: the lead, as a share of the root mean square of a sample's values, that a value must have to
+    take all at thresholds max(x, b) and at maxima over axes; what is closer to a tie fades (0: the winner takes all,
+    the gradient; see `lrp.ties`). Maximum pools over windows are the gradient.
 
     What happens elsewhere: batch_norm: the rule at batch norms that stay in the network, "magnitude", "identity" or
     "epsilon" (`lrp.batch_norm`). attention: "values" holds attention weights constant (CP-LRP, Ali et al. 2022,
@@ -61,6 +63,7 @@ class Composite:
     overrides: tuple[tuple[str, AnyRule], ...] = field(default=())
     norm_epsilon: float = 0.0
     norm_relative: bool = False
+    tie_width: float = 0.0
     batch_norm: BatchNormRule = "magnitude"
     attention: AttentionRule = "values"
     gates: GateRule = "signal"
@@ -118,6 +121,7 @@ class Composite:
         parts += [f"{pattern} {rule}" for pattern, rule in self.overrides]
         if self.norm_epsilon:
             parts += [f"sums epsilon={self.norm_epsilon:g}" + (" relative" if self.norm_relative else "")]
+        parts += [f"ties within {self.tie_width:g}"] if self.tie_width else []
         defaults = type(self).__dataclass_fields__
         parts += [
             f"{name.replace('_', ' ')} {getattr(self, name)}"
@@ -227,22 +231,32 @@ def attn_lrp(
 
 
 def epsilon_plus_flat_steady(
-    epsilon: float = 1e-6, stabilizer: float = 1e-2, norm_epsilon: float = 2e-3, bias: BiasMode = "absorb"
+    epsilon: float = 1e-6,
+    stabilizer: float = 1e-2,
+    norm_epsilon: float = 2e-3,
+    tie_width: float = 0.1,
+    bias: BiasMode = "absorb",
 ) -> Composite:
-    """EpsilonPlusFlat with z+ (stabilizer) and sums (norm_epsilon) stabilized by shares of their spread."""
+    """EpsilonPlusFlat with z+ (stabilizer) and sums (norm_epsilon) stabilized, and thresholds smoothed (tie_width), by
+    shares of their spread."""
     return replace(
         epsilon_plus_flat(epsilon=epsilon, norm_epsilon=norm_epsilon, bias=bias),
         name="EpsilonPlusFlatSteady",
         convolution=ZPlus(epsilon=stabilizer, relative=True, bias=bias),
         norm_relative=True,
+        tie_width=tie_width,
     )
 
 
 def epsilon_plus_flat_smooth(
-    epsilon: float = 1e-6, stabilizer: float = 1e-2, norm_epsilon: float = 1e-2, bias: BiasMode = "absorb"
+    epsilon: float = 1e-6,
+    stabilizer: float = 1e-2,
+    norm_epsilon: float = 1e-2,
+    tie_width: float = 0.1,
+    bias: BiasMode = "absorb",
 ) -> Composite:
     """EpsilonPlusFlatSteady for networks whose activations are no ReLUs, where more cancels."""
-    steady = epsilon_plus_flat_steady(epsilon, stabilizer, norm_epsilon, bias)
+    steady = epsilon_plus_flat_steady(epsilon, stabilizer, norm_epsilon, tie_width, bias)
     return replace(steady, name="EpsilonPlusFlatSmooth")
 
 
@@ -251,25 +265,31 @@ def gamma_plus_flat(
     gamma: float = 0.25,
     stabilizer: float = 1e-2,
     norm_epsilon: float = 1e-2,
+    tie_width: float = 0.1,
     bias: BiasMode = "absorb",
 ) -> Composite:
     """EpsilonPlusFlatSmooth with gamma at linear layers, which keeps relevance from growing layer by layer."""
     return replace(
-        epsilon_plus_flat_smooth(epsilon, stabilizer, norm_epsilon, bias),
+        epsilon_plus_flat_smooth(epsilon, stabilizer, norm_epsilon, tie_width, bias),
         name="GammaPlusFlat",
         linear=Gamma(gamma, epsilon=epsilon, bias=bias),
     )
 
 
 def gamma_vit(
-    epsilon: float = 1e-6, gamma: float = 0.05, convolution_gamma: float = 100.0, bias: BiasMode = "absorb"
+    epsilon: float = 1e-6,
+    gamma: float = 0.05,
+    convolution_gamma: float = 100.0,
+    tie_width: float = 0.1,
+    bias: BiasMode = "absorb",
 ) -> Composite:
     """Gamma everywhere: hardly any at linear layers, all but z+ at convolutions (Achtibat et al. 2024; Bakish et al.
-    2025, arXiv:2506.02138)."""
+    2025, arXiv:2506.02138); maxima over tokens smoothed by a share of their spread."""
     return Composite(
         "GammaViT",
         convolution=Gamma(convolution_gamma, epsilon=epsilon, bias=bias),
         linear=Gamma(gamma, epsilon=epsilon, bias=bias),
+        tie_width=tie_width,
     )
 
 

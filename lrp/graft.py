@@ -217,13 +217,18 @@ def ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> Tenso
     return quotient if epsilon else torch.where(denominator == 0, torch.zeros_like(quotient), quotient)
 
 
+def spread(t: Tensor, samples: Tensor, place: Place) -> Tensor:
+    """The root mean square of each sample's values, to broadcast against them. samples: any [N, ...]."""
+    (axis, outer), count = place, len(samples)
+    grouped = t.detach().movedim(axis, 0).reshape(outer, count, -1)
+    norms = torch.linalg.vector_norm(grouped, dim=(0, 2), dtype=torch.float64)  # no square overflows in it
+    mean = norms * (count / max(1, t.numel())) ** 0.5
+    return by_sample(mean, t, place)
+
+
 def relative_ratio(
     numerator: Tensor, denominator: Tensor, epsilon: float, samples: Tensor, place: Place
 ) -> Tensor:
     """`ratio` with epsilon times the root mean square of the denominators of the same sample. samples: any [N, ...]."""
-    (axis, outer), count = place, len(samples)
-    grouped = denominator.movedim(axis, 0).reshape(outer, count, -1)
-    norms = torch.linalg.vector_norm(grouped, dim=(0, 2), dtype=torch.float64)  # no square overflows in it
-    mean = norms * (count / max(1, denominator.numel())) ** 0.5
-    spread = by_sample(epsilon * mean, denominator, place).to(denominator.dtype)
-    return ratio(numerator, torch.where(denominator >= 0, denominator + spread, denominator - spread))
+    margin = (epsilon * spread(denominator, samples, place)).to(denominator.dtype)
+    return ratio(numerator, torch.where(denominator >= 0, denominator + margin, denominator - margin))

@@ -17,13 +17,14 @@ from lrp.batch_norm import propagation
 from lrp.graft import passed, ratio, received, relative_ratio, share
 from lrp.held import factors_of, held_factors
 from lrp.surrogate import Builder, is_code, operator_rule
+from lrp.ties import threshold
 
 aten = torch.ops.aten
 
 
 # --- operators whose gradient is the rule: linear or positively homogeneous in all that they read --------------------
 @operator_rule(
-    "relu", "leaky_relu", "prelu", "rrelu", "abs", "neg", "max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin",
+    "relu", "leaky_relu", "prelu", "rrelu", "abs", "neg", "max_pool1d", "max_pool2d", "max_pool3d",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "sum", "reshape", "flatten", "unflatten", "permute", "transpose", "t",
     "squeeze", "unsqueeze", "expand", "slice", "select", "narrow", "split", "split_with_sizes", "chunk",
     "unbind", "getitem", "flip", "roll", "index_select", "pixel_shuffle", "pixel_unshuffle", "unfold", "im2col",
@@ -52,6 +53,8 @@ def _sum_or_choice(builder: Builder, node: fx.Node) -> fx.Node:
     centred = centred_activation(builder.network, node)
     if centred is not None:
         return _activated(builder, node, centred.args[0])  # type: ignore[arg-type]
+    if op_name(node) in ("maximum", "minimum") and (tied := threshold(builder, node)) is not None:
+        return tied
     # a + b hands a to a and b to b; constants keep their part.
     joined = op_name(node) in ("cat", "concat", "stack")
     like = None if joined else next(builder.values[n] for n in node.all_input_nodes if builder.depends(n))

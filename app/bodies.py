@@ -1,9 +1,11 @@
 """Request bodies, read with a limit while they come in: images into memory, model files to disk."""
 
 import asyncio
+import copy
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
@@ -15,7 +17,8 @@ from starlette.types import Message
 from app.problems import Problem
 
 _BLOCK = 2**20
-_FORM_OVERHEAD = 2**16  # boundaries and headers of a multipart body
+_FORM_OVERHEAD = 2**18  # boundaries and headers of a multipart body, and a target
+_FILES = ("image", "mask", "reference")
 
 FILE = {"type": "string", "format": "binary"}
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "application/octet-stream")
@@ -33,6 +36,15 @@ IMAGE_BODY = {
         },
     }
 }
+QUESTION_BODY = copy.deepcopy(IMAGE_BODY)
+QUESTION_BODY["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"] |= {  # type: ignore[index]
+    "target": {"type": "string", "description": "As the parameter `target`, which it takes the place of"},
+    "mask": {
+        **FILE,
+        "description": "An image of the same size: its bright pixels say where the output counts",
+    },
+    "reference": {**FILE, "description": "An image whose output this one's is compared with"},
+}
 FILE_BODY = {
     "requestBody": {
         "required": True,
@@ -42,16 +54,31 @@ FILE_BODY = {
 }
 
 
+@dataclass(frozen=True)
+class Sent:
+    """An image, and what a form may bring beside it."""
+
+    image: bytes
+    target: str | None = None
+    mask: bytes | None = None
+    reference: bytes | None = None
+
+
 async def image(request: Request, limit: int) -> bytes:
     """The image that a request brings, as its body or in a form."""
+    return (await question(request, limit)).image
+
+
+async def question(request: Request, limit: int) -> Sent:
+    """The image that a request brings, as its body or in a form, with the form's other fields."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
-        data = b"".join([block async for block in limited(request, limit)])
+        sent = Sent(b"".join([block async for block in limited(request, limit)]))
     else:
-        data = await _form_image(request, limit)
-    if not data:
+        sent = await _form(request, limit)
+    if not sent.image:
         raise Problem("bad-input", "There is no image: send it as the body, or as the form field 'image'.")
-    return data
+    return sent
 
 
 async def to_file(request: Request, path: Path, limit: int) -> str:
@@ -107,21 +134,28 @@ def _store(descriptor: int, block: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-async def _form_image(request: Request, limit: int) -> bytes:
-    """The form's field `image`. The whole body is read first: a form parser knows no limit."""
+async def _form(request: Request, limit: int) -> Sent:
+    """The fields of a form. The whole body is read first: a form parser knows no limit."""
     body = b"".join([block async for block in limited(request, limit + _FORM_OVERHEAD)])
 
     async def replay() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
     try:
-        form = await Request(request.scope, replay).form(max_files=1, max_fields=8)
+        form = await Request(request.scope, replay).form(max_files=len(_FILES), max_fields=8)
     except (MultiPartException, HTTPException) as error:
         reason = getattr(error, "detail", None) or getattr(error, "message", "")
         raise Problem(
-            "bad-request", f"The form cannot be read ({reason}): send one file, the field 'image'."
+            "bad-request",
+            f"The form cannot be read ({reason}): send a file in the field 'image' (an explanation also takes 'mask' "
+            "and 'reference').",
         ) from error
-    field = form.get("image")
-    if not isinstance(field, UploadFile):
+    files = {}
+    for name in _FILES:
+        field = form.get(name)
+        if isinstance(field, UploadFile):
+            files[name] = await field.read()
+    if "image" not in files:
         raise Problem("bad-input", "The form has no file in the field 'image'.")
-    return await field.read()
+    target = form.get("target")
+    return Sent(**files, target=target if isinstance(target, str) else None)

@@ -88,6 +88,7 @@ def _explain_sample(url: str, output: Path, server: uvicorn.Server) -> None:
     explanation.overlay().resize((512, 512)).save(path)
     top, sums = explanation.prediction, explanation.sums
     assert sums is not None  # LRP keeps them
+    assert top is not None  # the built-in network has classes
     print(f"Image      {sample.image}")
     print(f"Heatmap    {path}")
     print(f"Class      {top.label} ({top.probability:.1%})")

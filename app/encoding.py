@@ -49,7 +49,7 @@ def as_png(answer: Answer, look: Look) -> bytes:
             "Model": answer.summary["model"],
             "Method": answer.summary["method"],
             **_composite(answer.summary, "Composite", "Picked"),
-            "Target": str(target["index"]),
+            "Target": target["explained"] if target["index"] is None else str(target["index"]),
             "Label": target["label"] or "",
             "Score": repr(target["score"]),
             **({} if answer.inner is None else {"Layer": answer.inner.layer}),
@@ -93,7 +93,8 @@ def headers(summary: dict[str, Any]) -> dict[str, str]:
     target = summary["target"]
     found = {
         "X-Clearfold-Method": summary["method"],
-        "X-Clearfold-Target": str(target["index"]),
+        **({} if target["index"] is None else {"X-Clearfold-Target": str(target["index"])}),
+        "X-Clearfold-Explained": quote(target["explained"], safe=" "),
         "X-Clearfold-Label": quote(target["label"] or "", safe=""),
         "X-Clearfold-Score": repr(target["score"]),
         "X-Clearfold-Sum": repr(summary["sum"]),

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import fusion
 import lrp
 from app import composites
-from app.explaining import Subject
+from app.subject import Subject
 from fusion.errors import ArtefactError
 from models.preprocess import InputSpec
 from models.store import Store, Stored
@@ -52,7 +52,7 @@ class Engine:
             model.id,
             spec,
             tuple(labels) if labels else None,
-            int(manifest["classes"]),
+            manifest["classes"],
             self._explainers.get(key, explainer),
         )
 

@@ -11,10 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 import lrp
-from app import composites, methods
-from app.inside import OTHERS, Inner, described
+from app import composites, methods, targets
+from app.inside import Inner, described
 from app.methods import Limits
-from fusion.errors import BadComposite, BadTarget, ClearfoldError, UnbalancedLedger
+from app.subject import Subject
+from app.targets import OTHERS
+from fusion.errors import BadComposite, BadTarget, ClearfoldError, NoClassScores, UnbalancedLedger
+from lrp.targets import Target
 from models.preprocess import InputSpec, decode, displayed, prepare
 
 Pixels = NDArray[np.uint8]
@@ -22,26 +25,13 @@ Relevance = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network, ready to explain: what it takes, how its classes are called, and its explainer."""
-
-    id: str
-    input: InputSpec
-    labels: tuple[str, ...] | None
-    classes: int
-    explainer: lrp.Explainer
-
-    def label(self, index: int) -> str | None:
-        return self.labels[index] if self.labels else None
-
-
-@dataclass(frozen=True)
 class Question:
-    """What to explain, and how; `target` is the index or the label of a class.
+    """What to explain, and how; `target` is the index or the label of a class, or JSON (`app.targets`).
 
     method: LRP, by the composite, or one of `app.methods`. parameters: the composite's, or the method's options.
     against: the class to compare it with, or "others". layer: where relevance is looked at too, with its `top`
-    channels. through: the channels of layers that relevance has to pass.
+    channels. through: the channels of layers that relevance has to pass. mask, reference: images that go with the
+    target.
     """
 
     image: bytes
@@ -53,6 +43,8 @@ class Question:
     layer: str | None = None
     top: int = 10
     through: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    mask: bytes | None = None
+    reference: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -77,24 +69,22 @@ def explain(load: Callable[[], Subject], question: Question, limits: Limits = me
     clock = Clock()
     with clock("load"):
         subject = load()
-        target = class_index(question.target, subject)
-        against = None if question.against in (None, OTHERS) else class_index(question.against, subject)
+        target = targets.read(question.target, subject, question.mask, question.reference)
+        against = None if question.against is None else targets.compared(question.against, subject)
     with clock("prepare"):
         picture = decode(question.image)
         x = prepare(picture, subject.input)
         seen = displayed(picture, subject.input)
     with clock("explain"):
-        goal = target if question.against is None else lrp.Contrast(target, against)
+        goal = target if question.against is None else _contrast(target, against)
         way = _by_lrp if question.method == methods.LRP else _by_comparison
         explanation, words, inner = way(subject, x, goal, question, limits)
         relevance = explanation.relevance[0].detach().float().cpu().numpy()
-    scores = explanation.output[0].detach().double().cpu()
-    index = int(scores.argmax()) if target is None else target
     summary = {
         "model": subject.id,
         "method": question.method,
-        "prediction": best(scores, subject, 1)[0],
-        "target": {"index": index, "label": subject.label(index), "score": float(explanation.score[0])},
+        "prediction": _prediction(explanation, subject),
+        "target": _described(explanation, subject),
         "sum": float(relevance.sum(dtype=np.float64)),
         **words,
         "timings": clock.milliseconds,
@@ -106,12 +96,39 @@ def explain(load: Callable[[], Subject], question: Question, limits: Limits = me
     return Answer(np.ascontiguousarray(relevance), seen, summary, inner)
 
 
+def _contrast(target: Target, against: int | None) -> lrp.Contrast:
+    if not isinstance(target, int | None):
+        raise BadTarget("Only classes can be compared with classes: leave `against` out, or name a class.")
+    return lrp.Contrast(target, against)
+
+
+def _prediction(explanation: lrp.Explanation, subject: Subject) -> dict[str, Any] | None:
+    """The best class, None where there are no scores or something else was explained."""
+    scores = explanation.output[0].detach().double().cpu()
+    return best(scores, subject, 1)[0] if explanation.explained[0][0].kind == "scores" else None
+
+
+def _described(explanation: lrp.Explanation, subject: Subject) -> dict[str, Any]:
+    """What was explained of the (only) image."""
+    what = explanation.explained[0][0]
+    index = what.index[0] if what.kind == "scores" and what.index is not None else None
+    named = index if index is not None else what.channel
+    return {
+        "index": index,
+        "label": None if named is None else subject.label(named),
+        "score": float(explanation.score[0]),
+        "output": what.output,
+        "channel": what.channel,
+        "position": None if what.index is None else list(what.index),
+        "places": what.places,
+        "explained": what.text,
+    }
+
+
 _Way = tuple[lrp.Explanation, dict[str, Any], Inner | None]
 
 
-def _by_lrp(
-    subject: Subject, x: torch.Tensor, goal: lrp.Contrast | int | None, question: Question, limits: Limits
-) -> _Way:
+def _by_lrp(subject: Subject, x: torch.Tensor, goal: Target, question: Question, limits: Limits) -> _Way:
     """One backward pass, with the books."""
     at = () if question.layer is None else (question.layer,)
     explanation = subject.explainer.explain(x, goal, at=at, through=question.through)
@@ -139,7 +156,7 @@ def _by_lrp(
 
 
 def _by_comparison(
-    subject: Subject, x: torch.Tensor, goal: lrp.Contrast | int | None, question: Question, limits: Limits
+    subject: Subject, x: torch.Tensor, goal: Target, question: Question, limits: Limits
 ) -> _Way:
     """Another method: as many runs as it takes, and no books."""
     options = methods.fitted(question.method, question.parameters, subject.explainer, limits)
@@ -193,7 +210,12 @@ def refuse_non_finite(ledger: lrp.Ledger) -> None:
 
 
 def predict(subject: Subject, image: bytes, top: int) -> dict[str, Any]:
-    """The `top` classes. Raises BadInput."""
+    """The `top` classes. Raises BadInput, and NoClassScores where there are none."""
+    if subject.classes is None:
+        outputs = ", ".join(map(str, subject.explainer.heads))
+        raise NoClassScores(
+            f"The network predicts no classes, but {outputs}: ask for an explanation of one of these."
+        )
     scores = subject.explainer.predict(prepare(decode(image), subject.input))[0]
     return {"model": subject.id, "predictions": best(scores.detach().double().cpu(), subject, top)}
 
@@ -216,23 +238,6 @@ def best(scores: torch.Tensor, subject: Subject, top: int) -> list[dict[str, Any
         }
         for index in order
     ]
-
-
-def class_index(target: str | None, subject: Subject) -> int | None:
-    """The class that is named by its index or its label; None where none is named. Raises BadTarget."""
-    if not target:
-        return None
-    last = subject.classes - 1
-    if target.lstrip("-").isdecimal():
-        index = int(target)
-        if not 0 <= index <= last:
-            raise BadTarget(f"Class {index} is out of range: the network has the classes 0 to {last}.")
-        return index
-    matches = [index for index, label in enumerate(subject.labels or ()) if label == target]
-    if len(matches) == 1:
-        return matches[0]
-    found = f"{len(matches)} classes are" if matches else "No class is"
-    raise BadTarget(f"{found} labelled {target[:80]!r}: name the target by its index, 0 to {last}.")
 
 
 class Clock:

@@ -11,9 +11,6 @@ from torch import Tensor
 import lrp
 from fusion.errors import BadLayer
 
-# What a class is compared with when no single one is named: the mean of all others.
-OTHERS = "others"
-
 
 @dataclass(frozen=True)
 class Inner:

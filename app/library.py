@@ -12,6 +12,7 @@ from typing import Any
 from app import __version__
 from app.conversion import Converter, Request
 from fusion.errors import BadInput
+from fusion.outputs import labelled
 from models.store import BUILTIN, Manifest, Store, Stored, UnknownModel
 
 BUILTIN_NAME = "Clearfold objects"
@@ -78,9 +79,13 @@ class Library:
 
 
 def checked(labels: Sequence[str], manifest: Manifest) -> list[str]:
-    """The labels, where they are one per class. Raises BadInput."""
-    if len(labels) != manifest["classes"]:
-        raise BadInput(f"There must be {manifest['classes']} labels, one per class, not {len(labels)}.")
+    """The labels, where they are one per class (or channel of the output that is explained by default). Raises
+    BadInput."""
+    count = labelled([(output["kind"], output["shape"]) for output in manifest["outputs"]])
+    if count is None:
+        raise BadInput("The network has neither classes nor channels that labels could name.")
+    if len(labels) != count:
+        raise BadInput(f"There must be {count} labels, one per class, not {len(labels)}.")
     return list(labels)
 
 

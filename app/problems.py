@@ -46,6 +46,7 @@ KINDS: dict[str, Kind] = {
     "capture-failed": Kind(422, "The network cannot be captured"),
     "unsupported-operator": Kind(422, "The network uses an operator that is not supported"),
     "no-class-scores": Kind(422, "The network gives no class scores"),
+    "nothing-to-explain": Kind(422, "The network has no output that can be explained"),
     "non-finite-weights": Kind(422, "The network's weights are not finite"),
     "not-equivalent": Kind(422, "The network was not read back exactly"),
     "format-refused": Kind(422, "The file's format is not taken here"),

@@ -55,7 +55,9 @@ class ModelChange(BaseModel):
 
     name: str | None = Field(None, min_length=1, max_length=200)
     input: InputChange | None = None
-    labels: list[str] | None = Field(None, description="One per class")
+    labels: list[str] | None = Field(
+        None, description="One per class, or per channel of the output that is explained by default"
+    )
 
 
 class FusionCounts(BaseModel):
@@ -75,6 +77,17 @@ class Certificate(BaseModel):
     dtype: str
 
 
+class OutputInfo(BaseModel):
+    """An output of a network, which `target` can name."""
+
+    name: str
+    kind: Literal["scores", "value", "vector", "map", "rows", "boxes", "tensor"] = Field(
+        description="Class scores [N, classes], one number, a vector (embedding), maps [N, channels, height, width], "
+        "rows of values (a detector's anchors), boxes [N, rows, 4], or anything else"
+    )
+    shape: list[int | None] = Field(description="A size of null follows the batch")
+
+
 class Model(BaseModel):
     """A network of the store."""
 
@@ -85,8 +98,11 @@ class Model(BaseModel):
     status: Literal["ready"] = "ready"
     default: bool = Field(description="Whether POST /v1/explain uses it")
     input: InputDescription
-    labels: list[str] | None
-    classes: int
+    labels: list[str] | None = Field(
+        description="Names of the classes, or of the channels of the output that is explained by default"
+    )
+    classes: int | None = Field(description="Null where there are no class scores")
+    outputs: list[OutputInfo] = Field(description="What can be explained")
     parameters: int
     fusion: FusionCounts
     certificate: Certificate
@@ -158,9 +174,19 @@ class Predictions(BaseModel):
 
 
 class Target(BaseModel):
-    index: int
-    label: str | None
+    """What was explained: a class, or a number made of an output."""
+
+    index: int | None = Field(description="Of the class; null for anything but a class")
+    label: str | None = Field(description="Of the class or the channel")
     score: float
+    output: str = Field(description="The output's name")
+    channel: int | None = Field(description="The one channel of it that counts")
+    position: list[int] | None = Field(description="The one value of it that counts")
+    places: int = Field(description="How many values count")
+    explained: str = Field(
+        description="All of this in words; also whether a final softmax was left out",
+        examples=["the sum of channel 15 of 'out', over the 1096 places where it wins"],
+    )
 
 
 class Sums(BaseModel):
@@ -218,7 +244,7 @@ class ExplanationSummary(BaseModel):
     parameters: dict[str, Any] = Field(
         description="The composite's, or the method's options, as they were used"
     )
-    prediction: Prediction
+    prediction: Prediction | None = Field(description="Null where no class scores were explained")
     target: Target
     sum: float = Field(description="Of the relevance of all pixels")
     balanced: bool | None = Field(description="Whether input + kept = score, up to rounding")

@@ -56,6 +56,14 @@ def default_of(outputs: Sequence[T]) -> T:
     return next((output for output in outputs if output.kind == "scores"), outputs[0])
 
 
+def labelled(outputs: Sequence[tuple[Kind, Sequence[int | None]]]) -> int | None:
+    """How many things labels can name in outputs of these kinds and shapes: classes, or else the channels of the output
+    that is explained by default; None where it has none."""
+    kind, shape = next((output for output in outputs if output[0] == "scores"), outputs[0])
+    axis = {"scores": 1, "map": 1, "rows": 2}.get(kind)
+    return None if axis is None else shape[axis]
+
+
 def nothing_to_explain(shapes: Sequence[tuple[Sequence[int | None] | None, Any]]) -> NothingToExplain:
     """The error for a network with outputs of these shapes and types only."""
     text = ", ".join(f"{list(shape or ())} of {str(dtype).removeprefix('torch.')}" for shape, dtype in shapes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -118,9 +118,17 @@ def goals(
     found = []
     for output in asked.outputs:
         answer = heads.index(named(heads, output.name))
-        goal = _goal(output, heads[answer], values[answer], image, asked.lenient)
+        head, lenient = heads[answer], asked.lenient
+        if _is_bare(output):
+            output, lenient = default_output(head), True
+        goal = _goal(output, head, values[answer], image, lenient)
         found.append(replace(goal, answer=answer))
     return found
+
+
+def _is_bare(output: Output) -> bool:
+    """Whether a target names an output and nothing else."""
+    return all(getattr(output, field.name) is None for field in fields(output) if field.name != "name")
 
 
 def seeds_of(found: Sequence[Goal], values: Sequence[Tensor], several: bool) -> Seeds:
@@ -139,7 +147,8 @@ def _goal(target: Output, head: Head, values: Tensor, image: tuple[int, ...], le
     lenient: where a channel wins nowhere, take all places (of a target that nobody asked for). Raises BadTarget where
     the target does not fit the output.
     """
-    reduction = REDUCTIONS.get(target.reduce) if isinstance(target.reduce, str) else None
+    target = replace(target, reduce=target.reduce or "sum")
+    reduction = REDUCTIONS.get(str(target.reduce))
     if reduction is None:
         raise BadTarget(f"There is no reduction {target.reduce!r}, but {', '.join(REDUCTIONS)}.")
     if target.reduce == "cosine" and target.like is None:
@@ -152,7 +161,7 @@ def _goal(target: Output, head: Head, values: Tensor, image: tuple[int, ...], le
         )
     if target.index is not None:
         return _one_value(target, head, values, reduction)
-    weights, channels = _weights(target, head, values, image, lenient)
+    weights, channels, nowhere = _weights(target, head, values, image, lenient)
     if target.like is not None:
         weights = weights * _like(target.like, head, values)
     chosen = (weights != 0).flatten(1).sum(1).tolist()
@@ -169,7 +178,9 @@ def _goal(target: Output, head: Head, values: Tensor, image: tuple[int, ...], le
             )
             index = _unravel(int(place), values.shape[1:])
         text = _in_words(target, head, channels[i], count, values[0].numel(), index)
-        explained.append(Explained(head.name, head.kind, target.reduce, channels[i], index, count, text))
+        if nowhere[i]:
+            text = f"{text.partition(', over')[0]}, over all places: it is positive at none"
+        explained.append(Explained(head.name, head.kind, str(target.reduce), channels[i], index, count, text))
     return Goal(0, reduction, weights, tuple(explained))
 
 
@@ -219,17 +230,18 @@ def _one_value(target: Output, head: Head, values: Tensor, reduction: Reduction)
     place = f"value [{', '.join(map(str, index))}] of "
     place = {"scores": f"class {index[0]} of ", "value": ""}.get(head.kind, place)
     text = f"{place}'{head.name}'{_before(head)}"
-    one = Explained(head.name, head.kind, target.reduce, None, index, 1, text)
+    one = Explained(head.name, head.kind, str(target.reduce), None, index, 1, text)
     return Goal(0, reduction, weights, (one,) * len(values))
 
 
 def _weights(
     target: Output, head: Head, values: Tensor, image: tuple[int, ...], lenient: bool
-) -> tuple[Tensor, list[int | None]]:
-    """The weights [N, ...] by channel and region, and the channel of every image (None: all)."""
+) -> tuple[Tensor, list[int | None], list[bool]]:
+    """The weights [N, ...] by channel and region, the channel of every image (None: all), and whether it wins nowhere,
+    so that all its places count."""
     samples, axis = len(values), head.axis if target.axis is None else _axis(target.axis, values, head)
     if target.channel is None and target.region is None:
-        return torch.ones_like(values), [None] * samples
+        return torch.ones_like(values), [None] * samples, [False] * samples
     if axis is None or values.ndim < 3:
         raise BadTarget(
             f"The output {head} has no channels and places to choose from: give an index, or a reduction of all values."
@@ -242,6 +254,7 @@ def _weights(
             f"Channel {channel!r} does not exist: the output {head} has {count} of them, 0 to {count - 1}."
         )
     channels: list[int | None] = [channel] * samples
+    nowhere = [False] * samples
     if isinstance(target.region, str):
         if target.region != WINS:
             raise BadTarget(f"The region {target.region[:80]!r} is none: give a Box, a mask, or 'wins'.")
@@ -257,7 +270,7 @@ def _weights(
                 f"Channel {channels[first]} of '{head.name}' wins nowhere in image {first}; there win: "
                 f"{tally(winning[first])}. Choose one of these, or another region."
             )
-        weights[empty] = 1
+        weights[empty], nowhere = 1, empty.tolist()
     elif target.region is None:
         weights = values.new_ones((samples, *places))
     elif isinstance(target.region, Box):
@@ -267,7 +280,7 @@ def _weights(
     full = torch.zeros_like(by_channel)
     for i, chosen in enumerate(channels):
         full[i, slice(None) if chosen is None else chosen] = weights[i]
-    return full.movedim(1, axis), channels
+    return full.movedim(1, axis), channels, nowhere
 
 
 def _axis(axis: Any, values: Tensor, head: Head) -> int:
@@ -280,7 +293,7 @@ def _axis(axis: Any, values: Tensor, head: Head) -> int:
 
 def _like(like: Any, head: Head, values: Tensor) -> Tensor:
     try:
-        found = torch.as_tensor(like).to(values)
+        found = torch.as_tensor(like, dtype=values.dtype, device=values.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadTarget(f"`like` holds no numbers, as the output {head} does: {error}.") from error
     if tuple(found.shape) not in (tuple(values.shape[1:]), tuple(values.shape), (1, *values.shape[1:])):
@@ -295,11 +308,10 @@ def _like(like: Any, head: Head, values: Tensor) -> Tensor:
 def _in_words(
     target: Output, head: Head, channel: int | None, count: int, total: int, index: tuple[int, ...] | None
 ) -> str:
-    what = {"sum": "the sum", "mean": "the mean", "max": "the largest value", "norm": "the norm"}.get(
-        target.reduce
-    )
+    reduce = str(target.reduce)
+    what = {"max": "the largest value"}.get(reduce, f"the {reduce}")
     if target.like is not None:
-        what = "the cosine" if target.reduce == "cosine" else "the dot product"
+        what = "the cosine" if reduce == "cosine" else "the dot product"
     of = f" of channel {channel} of '{head.name}'" if channel is not None else f" of '{head.name}'"
     where = ""
     if isinstance(target.region, Box):

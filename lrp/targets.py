@@ -42,16 +42,17 @@ class Output:
     by its place behind the images' axis, as (anchor, class) of [N, anchors, classes]. channel: this channel only, along
     `axis` (which the output tells by itself where it can). region: the places that count: a Box, a mask [*places] (or
     [H, W] in pixels of the input; weights count in sums and means), or "wins": where the channel is the largest of all,
-    positive if it is the only one; without a channel, where the one is that wins at the most places. reduce: "sum",
-    "mean", "max" (the largest value), "norm", or "cosine" (of the angle to `like`). like: values of the output's shape,
-    or an image, whose output they are; a sum is weighed by them (a dot product).
+    positive if it is the only one; without a channel, where the one is that wins at the most places. reduce: "sum" (the
+    default), "mean", "max" (the largest value), "norm", or "cosine" (of the angle to `like`). like: values of the
+    output's shape, or an image, whose output they are; a sum is weighed by them (a dot product). A name alone stands
+    for what is explained of that output by default (`lrp.goals.default_output`).
     """
 
     name: str | int | None = None
     index: int | Sequence[int] | None = None
     channel: int | None = None
     region: Region | None = None
-    reduce: str = "sum"
+    reduce: str | None = None
     like: Any = None
     axis: int | None = None
 

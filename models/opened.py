@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.errors import BadFile, CaptureError
-from fusion.outputs import MEANINGS, Kind, default_of, nothing_to_explain
+from fusion.outputs import MEANINGS, Kind, labelled, nothing_to_explain
 from models.embeddings import is_embedding
 from models.preprocess import MAX_SIZE, InputSpec, prepare
 
@@ -127,9 +127,7 @@ def classes_of(network: Network) -> int | None:
 
 def named_channels(network: Network) -> int | None:
     """How many things labels can name: classes, or the channels of the output that is explained by default."""
-    spec = default_of(network.outputs)
-    axis = {"scores": 1, "map": 1, "rows": 2}.get(spec.kind)
-    return None if axis is None else spec.shape[axis]
+    return labelled([(spec.kind, spec.shape) for spec in network.outputs])
 
 
 def _flat_scores(network: Network) -> Network:

@@ -19,7 +19,8 @@ from app.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from app.explaining import Answer, Subject
+    from app.explaining import Answer
+    from app.subject import Subject
 
 
 def explain(
@@ -31,7 +32,13 @@ def explain(
         ),
     ] = "builtin",
     target: Annotated[
-        str | None, typer.Option("--target", "-t", help="Class index or label [the best].")
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help='Class index or label [the best]; or an output, as JSON: \'{"output": "out", "channel": 15, '
+            '"region": "wins"}\', also with index, reduce (sum, mean, max, norm, cosine) and a box.',
+        ),
     ] = None,
     method: Annotated[
         str,
@@ -50,6 +57,12 @@ def explain(
         typer.Option(
             "--set", metavar="NAME=VALUE", help="A parameter of the composite or method; repeatable."
         ),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="An image whose bright pixels say where the output counts.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="An image whose output this one's is compared with.")
     ] = None,
     against: Annotated[
         str | None, typer.Option("--against", help="Why not this class: its index or label, or 'others'.")
@@ -99,6 +112,8 @@ def explain(
             layer,
             top or 10,
             parse_channels(through or ()),
+            None if mask is None else mask.read_bytes(),
+            None if reference is None else reference.read_bytes(),
         )
         update(f"Loading {model}")
         ruled = question.parameters if method == methods.LRP else {}
@@ -145,7 +160,7 @@ def _subject(
     import models
     from app import composites
     from app.engine import Engine
-    from app.explaining import Subject
+    from app.subject import Subject
     from models.store import Store
     from models.zoo.loader import is_zoo_name
 
@@ -155,17 +170,16 @@ def _subject(
     opened = models.open(path if path.is_file() else model, size=size)
     network = fusion.fuse(opened.network).network
     rules = composites.rules(composite, parameters, opened.input)
-    classes = network.outputs[0].shape[1]
-    assert classes is not None  # the class scores have a fixed number of classes
     explainer = lrp.Explainer(network, composite=rules, device=device, strict=False)
-    return Subject(model, opened.input, opened.labels, classes, explainer)
+    return Subject(model, opened.input, opened.labels, opened.classes, explainer)
 
 
 def _tell(answer: "Answer", path: Path) -> None:
     prediction, target, sums = (answer.summary[key] for key in ("prediction", "target", "sums"))
-    console.out.print(
-        f"Prediction  {_called(prediction)}, probability {prediction['probability']:.3f}", highlight=False
-    )
+    if prediction is not None:
+        console.out.print(
+            f"Prediction  {_called(prediction)}, probability {prediction['probability']:.3f}", highlight=False
+        )
     if sums is None:
         account = (
             f"; {answer.summary['method']} keeps no ledger, the map's sum is {answer.summary['sum']:.4g}"
@@ -173,8 +187,9 @@ def _tell(answer: "Answer", path: Path) -> None:
     else:
         account = f" = relevance {sums['input']:.4g} + kept {sums['kept']:.4g}"
     console.out.print(
-        f"Explained   {_called(target)}{_compared(answer.summary)}, score {target['score']:.4g}{account}",
+        f"Explained   {_named(target)}{_compared(answer.summary)}, score {target['score']:.4g}{account}",
         highlight=False,
+        markup=False,
     )
     if "reason" in answer.summary:
         console.out.print(
@@ -201,6 +216,14 @@ def _compared(summary: dict[str, Any]) -> str:
     if against is None:
         return ""
     return f" against {'all others' if isinstance(against, str) else _called(against)}"
+
+
+def _named(target: dict[str, Any]) -> str:
+    """A class by its label; anything else as the explanation has it in words, with the channel's label."""
+    if target["index"] is not None:
+        return _called(target)
+    label = f" ({target['label']})" if target["label"] else ""
+    return f"{target['explained']}{label}"
 
 
 def _called(entry: dict[str, object]) -> str:

@@ -154,7 +154,7 @@ def _print(found: list[dict[str, Any]]) -> None:
             model["name"],
             model["format"],
             f"{spec['channels']}x{spec['size'][0]}x{spec['size'][1]}",
-            str(model["classes"]),
+            "-" if model["classes"] is None else str(model["classes"]),
             f"{fused['folded']} folded, {fused['partly'] + fused['kept']} left",
             f"{model['certificate']['max_relative']:.1g}",
         )

@@ -29,8 +29,8 @@ def problems(*codes: str) -> Responses:
 _SCHEMA = f"#/components/schemas/{ProblemDocument.__name__}"
 _IMAGE_CODES = ("bad-request", "model-not-found", "body-too-large", "invalid-parameter", "bad-input",
                 "overloaded", "model-not-ready")  # fmt: skip
-IMAGE_PROBLEMS = problems(*_IMAGE_CODES)
+IMAGE_PROBLEMS = problems(*_IMAGE_CODES, "no-class-scores")
 EXPLAIN_PROBLEMS = problems(
-    *_IMAGE_CODES, "bad-target", "bad-layer", "bad-composite", "explanation-timeout", "not-acceptable",
-    "unbalanced-ledger",
+    *_IMAGE_CODES, "bad-target", "no-class-scores", "bad-layer", "bad-composite", "explanation-timeout",
+    "not-acceptable", "unbalanced-ledger",
 )  # fmt: skip

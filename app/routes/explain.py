@@ -39,7 +39,16 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    target: str | None = Field(None, description="Class index or label; by default the best class")
+    target: str | None = Field(
+        None,
+        max_length=100_000,
+        description="Class index or label, by default the best class; or JSON for a number made of an output: `output` "
+        "(name or position), `index` (one value), `channel`, `region` (`wins`, {`box`: [top, left, bottom, right], "
+        "`of`: input or output}, {`mask`: rows}), `reduce` (sum, mean, max, norm, cosine), `like`, `axis`. Without "
+        "class scores, by default: of maps the sum where the class wins that wins at most places, of rows the largest "
+        "value, of anything else the norm",
+        examples=["star", '{"output": "out", "channel": 15, "region": "wins"}'],
+    )
     method: str = Field(methods.DEFAULT, description="See GET /v1/methods, also for what else it takes")
     composite: str = Field(composites.DEFAULT, description="See GET /v1/composites, also for its parameters")
     view: Literal["heatmap", "overlay"] = Field("heatmap", description="Of the PNG")
@@ -99,7 +108,14 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         "description": "The explanation, in the format that Accept asks for (PNG by default)",
         "headers": {
             "X-Clearfold-Method": {"description": "As it was asked for", "schema": {"type": "string"}},
-            "X-Clearfold-Target": {"description": "Explained class", "schema": {"type": "integer"}},
+            "X-Clearfold-Target": {
+                "description": "Explained class; left out for anything else",
+                "schema": {"type": "integer"},
+            },
+            "X-Clearfold-Explained": {
+                "description": "What was explained, in words, percent-encoded",
+                "schema": {"type": "string"},
+            },
             "X-Clearfold-Label": {"description": "Its label, percent-encoded", "schema": {"type": "string"}},
             "X-Clearfold-Score": {"description": "Its score", "schema": {"type": "number"}},
             "X-Clearfold-Sum": {"description": "Sum of the relevance", "schema": {"type": "number"}},
@@ -134,7 +150,7 @@ _PNG: dict[int | str, dict[str, Any]] = {
     summary="Explain an image with the default network",
     response_class=Response,
     responses=EXPLAIN_PROBLEMS | _ANSWERS,
-    openapi_extra=bodies.IMAGE_BODY,
+    openapi_extra=bodies.QUESTION_BODY,
 )
 async def explain_default(
     request: Request, options: Annotated[Options, Query()], service: Serving
@@ -148,12 +164,13 @@ async def explain_default(
     summary="Explain an image",
     response_class=Response,
     responses=EXPLAIN_PROBLEMS | _ANSWERS,
-    openapi_extra=bodies.IMAGE_BODY,
+    openapi_extra=bodies.QUESTION_BODY,
 )
 async def explain_with(
     request: Request, model_id: ModelId, options: Annotated[Options, Query()], service: Serving
 ) -> Response:
-    """Relevance of each pixel for the class `target`, as PNG, NPY, NPZ or JSON, whichever Accept asks for.
+    """Relevance of each pixel for the class `target`, or a number made of any output, as PNG, NPY, NPZ or JSON,
+    whichever Accept asks for. A form may bring a `mask` and a `reference` image, and the target.
 
     `against` explains why this class rather than another, `layer` looks at the relevance inside the network, `through`
     lets only the relevance of chosen channels pass. Further query parameters are parameters of the composite, as in
@@ -165,10 +182,10 @@ async def explain_with(
 async def _explain(request: Request, service: Service, model_id: str, options: Options) -> Response:
     media_type = negotiation.choose(request.headers.get("accept"), tuple(encoding.ENCODERS))
     look, parameters, through = options.look(), options.parameters(), options.channels()
-    image = await bodies.image(request, service.settings.max_image)
+    sent = await bodies.question(request, service.settings.max_image)
     question = Question(
-        image,
-        options.target,
+        sent.image,
+        sent.target or options.target,
         options.composite,
         parameters,
         options.method,
@@ -176,6 +193,8 @@ async def _explain(request: Request, service: Service, model_id: str, options: O
         options.layer or None,
         options.top,
         through,
+        sent.mask,
+        sent.reference,
     )
     rules = (options.composite, parameters) if options.method == methods.LRP else ()
     load = partial(service.engine.ready, model_id, *rules)

@@ -39,7 +39,7 @@ Numbers = Annotated[str | None, Query(pattern=r"^\s*-?[\d.eE+-]+(\s*,\s*-?[\d.eE
 
 _UPLOAD_PROBLEMS = problems(
     "body-too-large", "unsupported-media-type", "invalid-parameter", "bad-file", "unsafe-file",
-    "unsupported-operator", "no-class-scores", "non-finite-weights", "capture-failed", "not-equivalent",
+    "unsupported-operator", "nothing-to-explain", "non-finite-weights", "capture-failed", "not-equivalent",
     "format-refused", "conversion-failed", "conversion-timeout", "conversion-out-of-memory", "disk-full",
     "overloaded", "model-not-ready",
 )  # fmt: skip

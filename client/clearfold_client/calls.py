@@ -40,6 +40,8 @@ class Call(Generic[T]):
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | Upload | None = None
     json: Any = None
+    files: dict[str, bytes] | None = None  # of a form, with `form`, its other fields
+    form: dict[str, str] | None = None
     sink: Path | None = None
     also: frozenset[int] = frozenset()  # statuses that are answers although they are no success
     then: "Callable[[T], Call[T]] | None" = None
@@ -48,7 +50,7 @@ class Call(Generic[T]):
 def explain(
     image: ImageLike,
     model: str | None = None,
-    target: int | str | None = None,
+    target: int | str | Mapping[str, Any] | None = None,
     composite: str | None = None,
     *,
     method: str | None = None,
@@ -56,6 +58,8 @@ def explain(
     layer: str | None = None,
     top: int | None = None,
     through: Mapping[str, int | Sequence[int]] | None = None,
+    mask: ImageLike | None = None,
+    reference: ImageLike | None = None,
     **parameters: float | str | tuple[int, int],
 ) -> Call[Explanation]:
     """The relevance of each pixel for the class `target` (index or label; by default the best one).
@@ -65,13 +69,22 @@ def explain(
     `method="IntegratedGradients", n_steps=32`; `methods()` has them with what they take, and there is no composite and
     no ledger then. `against`: why not this class (index or label, or "others"). `layer`: the relevance there as well,
     as `inner`, with its `top` channels; for GradCAM, the layer whose maps are weighed. `through`: channels by layer;
-    only relevance that passes these goes on to the pixels. `layers()` has the layers' names. Raises ModelNotFound,
+    only relevance that passes these goes on to the pixels. `layers()` has the layers' names.
+
+    `target` may also be a number made of one of the network's outputs (`model().outputs`), as
+    `{"output": "out", "channel": 15, "region": "wins"}`: the server's documentation of `target` has all fields. `mask`:
+    an image of the size of `image`; its bright pixels say where the output counts. `reference`: an image whose output
+    this one's is compared with (by the cosine, if the target says nothing else). Raises ModelNotFound,
     InvalidImage, BadTarget, BadLayer, InvalidParameter, TookTooLong, Overloaded, NotReachable.
     """
     path = "v1/explain" if model is None else f"v1/models/{_id(model)}/explain"
     channels = None if through is None else {name: _channels(value) for name, value in through.items()}
+    if isinstance(target, Mapping):
+        target = json.dumps(dict(target))
+    also = {"mask": mask, "reference": reference}
+    files = {name: encode(picture) for name, picture in also.items() if picture is not None}
     query = _query(
-        target=target,
+        target=target if not files else None,
         method=method,
         composite=composite,
         against=against,
@@ -80,6 +93,10 @@ def explain(
         through=None if channels is None else json.dumps(channels),
         **{name: _size(value) if isinstance(value, tuple) else value for name, value in parameters.items()},
     )
+    if files:
+        form = {} if target is None else {"target": str(target)}
+        files["image"] = encode(image)
+        return Call("POST", path, _explanation, query, {"Accept": NPZ}, files=files, form=form)
     return Call("POST", path, _explanation, query, {"Accept": NPZ, "Content-Type": BINARY}, encode(image))
 
 

@@ -156,6 +156,8 @@ def _parts(call: Call[Any]) -> dict[str, Any]:
         "params": call.query,
         "headers": {"Accept": "application/json", **call.headers},
         "json": call.json,
+        "files": call.files,
+        "data": call.form,
     }
 
 

@@ -48,9 +48,9 @@ class InvalidImage(Problem):
 
 
 class BadTarget(Problem):
-    """The network has no such class."""
+    """The network has no such class or output."""
 
-    codes = frozenset({"bad-target"})
+    codes = frozenset({"bad-target", "no-class-scores"})
 
 
 class BadLayer(Problem):
@@ -74,7 +74,7 @@ class UnsupportedModel(Problem):
             "unsafe-file",
             "capture-failed",
             "unsupported-operator",
-            "no-class-scores",
+            "nothing-to-explain",
             "non-finite-weights",
             "not-equivalent",
             "format-refused",

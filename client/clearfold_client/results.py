@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,39 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Target:
-    """The class that an explanation is for."""
+    """What an explanation is for: a class, or a number made of one of the network's outputs.
 
-    index: int
+    index: the class's, None for anything else. label: of the class, or of the channel. channel, position: the one
+    channel or value of the output, where it is one; places: how many values count. explained: all of it in words.
+    """
+
+    index: int | None
     label: str | None
     score: float
+    output: str = ""
+    channel: int | None = None
+    position: tuple[int, ...] | None = None
+    places: int = 1
+    explained: str = ""
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Target":
+        known = {f.name for f in fields(cls)} - {"position"}
+        position = document.get("position")
+        return cls(
+            **{key: value for key, value in document.items() if key in known},
+            position=None if position is None else tuple(position),
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a network, which a target can name. `kind` is scores, value, vector, map, rows, boxes or tensor; a
+    size of None in `shape` follows the batch."""
+
+    name: str
+    kind: str
+    shape: tuple[int | None, ...]
 
 
 _PLAIN = ("id", "name", "format", "default", "classes", "parameters", "input")
@@ -36,13 +64,14 @@ _PLAIN = ("id", "name", "format", "default", "classes", "parameters", "input")
 
 @dataclass(frozen=True)
 class Model:
-    """A network on the server. `raw` has all that the server said of it."""
+    """A network on the server; `classes` is None where it has no class scores, `outputs` is what can be explained.
+    `raw` has all that the server said of it."""
 
     id: str
     name: str
     format: str
     default: bool
-    classes: int
+    classes: int | None
     parameters: int
     labels: tuple[str, ...] | None
     input: dict[str, Any]
@@ -50,6 +79,7 @@ class Model:
     certificate: dict[str, Any]
     notes: tuple[str, ...]
     raw: dict[str, Any]
+    outputs: tuple[Output, ...] = ()
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "Model":
@@ -61,6 +91,10 @@ class Model:
             certificate=document.get("certificate", {}),
             notes=tuple(document.get("notes", ())),
             raw=document,
+            outputs=tuple(
+                Output(entry["name"], entry["kind"], tuple(entry["shape"]))
+                for entry in document.get("outputs") or ()
+            ),
         )
 
 
@@ -153,19 +187,20 @@ class Explanation:
 
     `relevance` is [C, H, W] at the network's input size ([1, H, W] by GradCAM), and adds up to `sums["input"]`; `seen`
     is the image as the network saw it, [H, W, 3]; `sums` has score, input, kept, error, `ledger` what each layer kept.
-    `method` is LRP or another one, which has no composite and keeps no ledger: `composite`, `sums`, `ledger`, `picked`
-    and `balanced` are None then. `parameters` are the composite's or the method's, as they were used. `against` is
-    the class that the target was compared with (its label, or its index where it has none), or "others"; the score is
-    then the difference. `inner` is the relevance at the layer that was asked for. `picked` is the composite that was
-    used (with the composite "auto", the one that suits the network, and `reason` says why); `balanced` is whether the
-    score is accounted for, and `warnings` says what is wrong if not. A server that does not say these leaves them None.
+    `prediction` is None where no class scores were explained. `method` is LRP or another one, which has no composite
+    and keeps no ledger: `composite`, `sums`, `ledger`, `picked` and `balanced` are None then. `parameters` are the
+    composite's or the method's, as they were used. `against` is the class that the target was compared with (its label,
+    or its index where it has none), or "others"; the score is then the difference. `inner` is the relevance at the
+    layer that was asked for. `picked` is the composite that was used (with the composite "auto", the one that suits the
+    network, and `reason` says why); `balanced` is whether the score is accounted for, and `warnings` says what is wrong
+    if not. A server that does not say these leaves them None.
     """
 
     relevance: NDArray[np.float32]
     seen: NDArray[np.uint8]
     model: str
     composite: str | None
-    prediction: Prediction
+    prediction: Prediction | None
     target: Target
     sums: dict[str, float] | None
     ledger: Any
@@ -190,8 +225,8 @@ class Explanation:
             seen=seen,
             model=summary["model"],
             composite=summary["composite"],
-            prediction=Prediction(**summary["prediction"]),
-            target=Target(**summary["target"]),
+            prediction=None if summary["prediction"] is None else Prediction(**summary["prediction"]),
+            target=Target.from_json(summary["target"]),
             sums=summary["sums"],
             ledger=summary["ledger"],
             timings=summary["timings"],

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 import fusion
 import lrp
 from app import methods
-from app.explaining import Question, Subject, explain
+from app.explaining import Question, explain
 from app.main import create_app
 from app.settings import Settings
+from app.subject import Subject
 from fusion.errors import BadComposite
 from lrp.attributions import METHODS
 from models.preprocess import InputSpec, decode, prepare

@@ -126,10 +126,11 @@ class TestBadFiles:
         assert "matrix_exp" in answer.json()["detail"]
         assert "'sorter'" in answer.json()["detail"]
 
-    def test_no_class_scores(self, server: Running, tmp_path: Path) -> None:
-        file = save_onnx(nn.Conv2d(3, 4, 3).eval(), tmp_path / "features.onnx")
-        answer = upload(server.url, file.read_bytes(), "features.onnx")
-        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/no-class-scores")
+    def test_nothing_to_explain(self, server: Running, tmp_path: Path) -> None:
+        file = save_onnx(_Deciding(), tmp_path / "classes.onnx")
+        answer = upload(server.url, file.read_bytes(), "classes.onnx")
+        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/nothing-to-explain")
+        assert "before arg-max" in answer.json()["detail"]
 
     def test_nan_in_the_weights(self, server: Running, tmp_path: Path) -> None:
         network = tiny_network(3)
@@ -145,6 +146,11 @@ class TestBadFiles:
         eventually(lambda: uploaded_bytes(data) > 0)
         line.close()
         eventually(lambda: workspaces(data) == [])
+
+
+class _Deciding(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)).argmax(1)
 
 
 class _Sorting(nn.Module):

@@ -107,7 +107,7 @@ const imageBody = (image, accept, signal) => ({
 
 /**
  * @typedef {object} Asked
- * @property {number | null} target null asks for the best class
+ * @property {import("./types.js").Target | null} target null asks for the best class, or what else there is
  * @property {string} method
  * @property {string | null} composite LRP's
  * @property {Record<string, number | string>} parameters of the composite, or of the method
@@ -168,10 +168,11 @@ export const api = {
   async relevance(id, image, what, signal) {
     const answer = await call(address(`${model(id)}/explain`, question(what)), imageBody(image, "application/x-npy", signal));
     const header = (/** @type {string} */ name) => answer.headers.get(`X-Clearfold-${name}`) ?? "";
+    const ofClass = header("Target") !== "";
     return {
       npy: await answer.arrayBuffer(),
-      target: Number(header("Target")),
-      label: decodeURIComponent(header("Label")),
+      target: ofClass ? Number(header("Target")) : what.target,
+      label: decodeURIComponent(header(ofClass ? "Label" : "Explained")),
       score: Number(header("Score")),
       sum: Number(header("Sum")),
       picked: header("Picked"),

@@ -31,27 +31,58 @@ export function matches(query, labels, count) {
 /** @param {import("./state.js").Store} store @param {import("./session.js").Session} session */
 export function mountClasses(store, session) {
   const list = byId("classes");
-  store.watch(["predictions", "explanation", "busy"], (state) => {
+  store.watch(["predictions", "explanation", "busy", "modelId"], (state) => {
     const refocus = list.contains(document.activeElement)
       ? /** @type {HTMLElement} */ (document.activeElement).dataset.index
       : undefined;
     byId("classes-hint").hidden = state.predictions !== null;
     list.replaceChildren(...rows(state, session));
-    if (refocus) /** @type {HTMLElement | null} */ (list.querySelector(`[data-index="${refocus}"]`))?.focus();
+    if (refocus) /** @type {HTMLElement | null} */ (list.querySelector(`[data-index="${CSS.escape(refocus)}"]`))?.focus();
   });
   mountSearch(store, session);
 }
 
 /** @param {State} state @param {import("./session.js").Session} session */
-function rows({ predictions, explanation, busy }, session) {
+function rows({ predictions, explanation, busy, models, modelId }, session) {
   if (!predictions) return [];
   const target = busy ? busy.target : (explanation?.target ?? null);
+  const model = models.find(({ id }) => id === modelId);
   const entries = predictions.map((entry) => row(entry, entry.index === target, session));
-  if (explanation && !predictions.some(({ index }) => index === explanation.target)) {
+  const explained = explanation?.target ?? null;
+  if (explanation && typeof explained === "number" && !predictions.some(({ index }) => index === explained)) {
     // The explained class came from the search: it has a score, but no place among the bars.
-    entries.push(row({ ...explanation, index: explanation.target, probability: null }, !busy, session));
+    entries.push(row({ ...explanation, index: explained, probability: null }, !busy, session));
   }
-  return entries;
+  return [...entries, ...outputs(model, target, session)];
+}
+
+/**
+ * What else the network answers; choosing an output explains what it is explained by when nothing is said of it.
+ * @param {import("./types.js").Model | undefined} model @param {import("./types.js").Target | null} target
+ * @param {import("./session.js").Session} session
+ */
+function outputs(model, target, session) {
+  if (!model || (model.classes !== null && model.outputs.length < 2)) return [];
+  return model.outputs.map(({ name, kind, shape }, place) => {
+    const named = JSON.stringify({ output: name });
+    const byDefault = target === null && model.classes === null && place === 0;
+    const pressed = target === named || byDefault;
+    return make(
+      "li",
+      {},
+      make(
+        "button",
+        { type: "button", "aria-pressed": pressed, "data-index": named, title: `Output ${name}`, onclick: () => session.chooseTarget(named) },
+        make("span", { class: "label" }, name, " ", make("small", {}, `${kind}, ${shape.slice(1).join("\u2009\u00d7\u2009")}`)),
+      ),
+    );
+  });
+}
+
+/** How many classes can be chosen by index: those with scores, or the channels of a map. @param {import("./types.js").Model} model */
+export function choices({ classes, outputs }) {
+  if (classes !== null) return classes;
+  return outputs[0]?.kind === "map" ? (outputs[0].shape[1] ?? 0) : 0;
 }
 
 /**
@@ -102,7 +133,7 @@ function mountSearch(store, session) {
   const show = () => {
     const model = store.state.models.find(({ id }) => id === store.state.modelId);
     if (!model || !input.value.trim()) return close();
-    const all = matches(input.value, model.labels, model.classes);
+    const all = matches(input.value, model.labels, choices(model));
     found = all.slice(0, SHOWN_MATCHES);
     active = Math.min(active, Math.max(0, found.length - 1));
     list.replaceChildren(
@@ -124,7 +155,7 @@ function mountSearch(store, session) {
         ),
       ),
     );
-    if (all.length === 0) list.append(make("li", { class: "none" }, `None of the ${plural(model.classes, "class", "classes")} fits`));
+    if (all.length === 0) list.append(make("li", { class: "none" }, `None of the ${plural(choices(model), "class", "classes")} fits`));
     if (all.length > found.length) list.append(make("li", { class: "none" }, `and ${plural(all.length - found.length, "more", "more")}`));
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");

@@ -27,9 +27,13 @@ export function percent(fraction) {
   return `${sign}${size.toFixed(1)}\u2009%`;
 }
 
-/** @param {{label: string | null, index: number}} entry */
+/**
+ * What is explained: a class by its label or index, an output by what was said of it, or else by its name.
+ * @param {{label: string | null, index: import("./types.js").Target | null}} entry
+ */
 export function className({ label, index }) {
-  return label || `Class ${index}`;
+  if (label) return label;
+  return typeof index === "string" ? `Output ${JSON.parse(index).output}` : `Class ${index}`;
 }
 
 /** @param {number} bytes */

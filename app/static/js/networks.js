@@ -2,6 +2,7 @@
 /** The networks with their status, the chosen one's fusion report, and the upload of a new one. */
 
 import { api } from "./api.js";
+import { choices } from "./classes.js";
 import { announce, byId, make } from "./dom.js";
 import { number, plural } from "./format.js";
 import { openSheet, sheetTable } from "./sheet.js";
@@ -80,10 +81,14 @@ function card(model, checked, session) {
       "span",
       { class: "facts" },
       make("span", { class: ready ? "status good" : "status bad" }, model.status),
-      ...[model.format, plural(model.classes, "class", "classes"), sizeWords(model)].filter(Boolean).map((text) => make("span", {}, text)),
+      ...[model.format, answerWords(model), sizeWords(model)].filter(Boolean).map((text) => make("span", {}, text)),
     ),
   );
 }
+
+/** @param {Model} model */
+const answerWords = ({ classes, outputs }) =>
+  classes === null ? plural(outputs.length, "output") : plural(classes, "class", "classes");
 
 /** @param {Model} model */
 const sizeWords = ({ input }) => (input?.size ? `${input.size[0]}\u2009\u00d7\u2009${input.size[1]}` : "");
@@ -146,7 +151,8 @@ function report(model, session) {
     const remove = () => {
       if (confirm(`Remove ${model.name} from the server? Its file can be uploaded again.`)) session.remove(model);
     };
-    links.append(labelling(model, session), make("button", { type: "button", class: "quiet", onclick: remove }, "Remove\u2026"));
+    if (choices(model)) links.append(labelling(model, session));
+    links.append(make("button", { type: "button", class: "quiet", onclick: remove }, "Remove\u2026"));
   }
   return [make("details", { class: "more", open: model.id === justAdded }, ...children, links)];
 }
@@ -158,7 +164,7 @@ function labelling(model, session) {
     const file = /** @type {HTMLInputElement} */ (input).files?.[0];
     if (file) session.label(model, file);
   });
-  const title = `A text file with the names of the ${model.classes} classes, one per line`;
+  const title = `A text file with the names of the ${choices(model)} classes, one per line`;
   return make("span", {}, make("label", { class: "button", for: "labels-file", title }, "Class names\u2026"), input);
 }
 

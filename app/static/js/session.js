@@ -47,7 +47,7 @@ export class Session {
   #describing = new Latest();
   #uploading = new Latest();
 
-  /** Class that a permalink asks for; the first image takes it. @type {number | null} */
+  /** What a permalink asks for; the first image takes it. @type {import("./types.js").Target | null} */
   #linkedTarget = null;
 
   /** @param {import("./state.js").Store} store */
@@ -150,7 +150,7 @@ export class Session {
     await this.#explain({ image, modelId, target });
   }
 
-  /** @param {string} modelId @param {number | null} [target] */
+  /** @param {string} modelId @param {import("./types.js").Target | null} [target] */
   async chooseModel(modelId, target = null) {
     if (this.state.image) {
       await this.#explain({ modelId, target });
@@ -177,7 +177,7 @@ export class Session {
     if (this.state.image) await this.#explain({ target: this.state.explanation?.target ?? null });
   }
 
-  /** @param {number} target */
+  /** @param {import("./types.js").Target} target */
   async chooseTarget(target) {
     if (!this.state.image) {
       this.#linkedTarget = target;
@@ -195,7 +195,7 @@ export class Session {
   }
 
   /**
-   * @param {{image?: ImageChoice, modelId?: string, target: number | null}} change
+   * @param {{image?: ImageChoice, modelId?: string, target: import("./types.js").Target | null}} change
    */
   async #explain({ image = this.state.image ?? undefined, modelId = this.state.modelId ?? undefined, target }) {
     const model = this.state.models.find(({ id }) => id === modelId);
@@ -205,7 +205,10 @@ export class Session {
     }
     const { method, composite, parameters } = this.state;
     const fresh = image !== this.state.image || model.id !== this.state.modelId || !this.state.predictions;
-    const subject = target === null ? "the top class" : `\u201c${className({ index: target, label: model.labels?.[target] ?? null })}\u201d`;
+    const classes = model.classes !== null;
+    const label = typeof target === "number" ? (model.labels?.[target] ?? null) : null;
+    const best = classes ? "the top class" : "what the network answers";
+    const subject = target === null ? best : `\u201c${className({ index: target, label })}\u201d`;
     const { store } = this;
 
     const outcome = this.#explaining.run(async (signal, commit) => {
@@ -216,11 +219,11 @@ export class Session {
         commit(() =>
           store.set({
             image, picture, modelId: model.id,
-            predictions: null, explanation: null, account: null, accountNote: null,
+            predictions: classes ? null : [], explanation: null, account: null, accountNote: null,
           }),
         );
       }
-      const predicting = fresh
+      const predicting = fresh && classes
         ? api.predict(model.id, image.blob, TOP, signal).then((predictions) => commit(() => store.set({ predictions })))
         : null;
       const what = { target, method, composite, parameters };

@@ -92,7 +92,7 @@ const PARAMETER = "p.";
 /**
  * @typedef {object} Link
  * @property {string} [model] prefix of an id
- * @property {number} [target]
+ * @property {import("./types.js").Target} [target]
  * @property {string} [method]
  * @property {string} [composite]
  * @property {string} [sample]
@@ -105,7 +105,7 @@ export function readLink(hash) {
   const target = fields.get("target");
   return {
     model: fields.get("model") ?? undefined,
-    target: target !== null && /^\d+$/.test(target) ? Number(target) : undefined,
+    target: readTarget(target),
     method: fields.get("method") ?? undefined,
     composite: fields.get("composite") ?? undefined,
     sample: fields.get("sample") ?? undefined,
@@ -117,11 +117,21 @@ export function readLink(hash) {
   };
 }
 
+/** A class by its index, or an output by the JSON that names it. @param {string | null} text */
+function readTarget(text) {
+  if (text !== null && /^\d+$/.test(text)) return Number(text);
+  try {
+    return typeof JSON.parse(text ?? "").output === "string" ? (text ?? undefined) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** @param {State} state @returns {string} */
 export function writeLink(state) {
   const fields = new URLSearchParams();
   if (state.modelId) fields.set("model", state.modelId.slice(0, ID_PREFIX));
-  if (state.explanation) fields.set("target", String(state.explanation.target));
+  if (state.explanation && state.explanation.target !== null) fields.set("target", String(state.explanation.target));
   if (state.method !== LRP) fields.set("method", state.method);
   else if (state.composite) fields.set("composite", state.composite);
   for (const [name, value] of Object.entries(state.parameters)) fields.set(PARAMETER + name, String(value));

@@ -18,11 +18,15 @@
  * @property {boolean} [default]
  * @property {InputSpec} input
  * @property {string[] | null} labels
- * @property {number} classes
+ * @property {number | null} classes null where there are no class scores
+ * @property {Output[]} outputs
  * @property {number} [parameters]
  * @property {any} [fusion] counts in a list, counts or the whole report in a description
  * @property {{inputs: number, max_absolute: number, max_relative: number} | null} [certificate]
  * @property {string[]} [notes]
+ *
+ * @typedef {{name: string, kind: string, shape: (number | null)[]}} Output
+ * @typedef {number | string} Target a class, or an output as the JSON that names it
  *
  * @typedef {object} FusionRow
  * @property {string} layer
@@ -78,8 +82,8 @@
  * @property {ArrayBuffer} npy the answer as it came, for the download
  * @property {Picture} picture
  * @property {string} imageName
- * @property {number} target
- * @property {string} label
+ * @property {Target | null} target null for what the network is explained by when nothing is named, if that is no class
+ * @property {string} label of the class, or what was explained in words
  * @property {number} score
  * @property {number} sum
  * @property {string} picked the composite that was used, whatever was asked for; empty for another method than LRP
@@ -114,7 +118,7 @@
  * @property {Explanation | null} explanation
  * @property {Account | null} account
  * @property {string | null} accountNote shown instead of an account that is missing
- * @property {{text: string, target: number | null, modelId: string} | null} busy what is being asked for
+ * @property {{text: string, target: Target | null, modelId: string} | null} busy what is being asked for
  * @property {{text: string, fraction: number | null} | null} uploading
  * @property {Model | null} description the chosen network with its fusion report
  * @property {import("./api.js").Problem | null} problem

@@ -176,6 +176,12 @@ class Converter:
                 "The conversion was killed by the system, most likely for want of memory: "
                 "give the server more memory, or upload a smaller network.",
             )
+        if outcome.ended_for == "talk":
+            return ConversionFailed(
+                "conversion-failed",
+                "The process that read the file was ended, because what it reported made no sense; the server goes "
+                "on. Check that the file runs in its own framework, and export it again.",
+            )
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return ConversionFailed(
             "conversion-failed",

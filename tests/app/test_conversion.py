@@ -113,6 +113,7 @@ class TestTheProcess:
             ("os.kill(os.getpid(), signal.SIGKILL)", "conversion-out-of-memory", "memory"),
             ("os._exit(3)", "conversion-failed", "exit code 3"),
             ("print('{\"stage\": \"ha', end='')", "conversion-failed", "exit code 0"),
+            ("print('[1]', flush=True); signal.pause()", "conversion-failed", "made no sense"),
         ],
     )
     def test_a_child_that_dies_without_a_word(

@@ -1,6 +1,7 @@
 """The conversion process that waits for a file: it does what one started for the file does, and dies as well."""
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +26,15 @@ def converter(store: Store) -> Iterator[Converter]:
     made.close()
 
 
-def waiting(converter: Converter) -> int:
+def process(converter: Converter) -> "subprocess.Popen[bytes]":
     """The process that waits."""
     assert isinstance(converter._spare, Spare)
     assert converter._spare._waiting is not None
-    return converter._spare._waiting.child.process.pid
+    return converter._spare._waiting.child.process
+
+
+def waiting(converter: Converter) -> int:
+    return process(converter).pid
 
 
 def workspaces(store: Store) -> list[Path]:
@@ -92,7 +97,8 @@ def test_it_ends_with_its_server(converter: Converter, store: Store) -> None:
 def test_it_sees_nothing_but_what_is_given_to_it(converter: Converter, store: Store) -> None:
     """Its profile names its own inbox, whatever file comes."""
     converter.prepare()
-    command = Path(f"/proc/{waiting(converter)}/cmdline").read_bytes().decode().split("\0")
+    command = process(converter).args
+    assert isinstance(command, list)
     (folder,) = workspaces(store)
     assert [command[i + 1] for i, word in enumerate(command) if word == "--read"] == [str(folder / "inbox")]
     assert [command[i + 1] for i, word in enumerate(command) if word == "--write"] == [

@@ -125,6 +125,8 @@ def test_a_difference_that_is_the_runtimes_own_is_no_mistake(row: dict[str, Any]
     assert summary["beyond_goals"] == ["rounded legacy", "wrong legacy"]
     assert summary["mistaken"] == ["wrong legacy"]
     page = markdown({"summary": summary, "rows": rows})
+    tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
+    assert [len({line.count("|") for line in table}) for table in tables] == [1, 1]
     assert page.index("- wrong, legacy") < page.index("own rounding") < page.index("- rounded, legacy")
 
 

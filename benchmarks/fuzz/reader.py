@@ -54,7 +54,7 @@ def attempt(file: Path, scratch: Path, size: list[int] | None) -> dict[str, Any]
         clear = isinstance(error, ClearfoldError) or said["code"] == "conversion-out-of-memory"
         root = _root(error)
         outcome = {
-            "outcome": "refused" if clear and not _is_slip(root) else "unclear",
+            "outcome": "refused" if clear and not _is_slip(root, said["message"]) else "unclear",
             **said,
             "raised": type(root).__name__,
             "where": _where(root),
@@ -81,10 +81,14 @@ _WORDS = re.compile(
 )
 
 
-def _is_slip(error: BaseException) -> bool:
-    return isinstance(error, _SLIPS) or (
-        isinstance(error, TypeError | ValueError | IndexError) and bool(_WORDS.search(str(error)))
-    )
+# What an operator's own function says of indices and lengths, once the layer is named and said not to fit.
+_FITTING = "do not fit together"
+
+
+def _is_slip(error: BaseException, message: str) -> bool:
+    if isinstance(error, TypeError | ValueError | IndexError) and _FITTING not in message:
+        return bool(_WORDS.search(str(error)))
+    return isinstance(error, _SLIPS)
 
 
 def _root(error: BaseException) -> BaseException:

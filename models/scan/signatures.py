@@ -6,6 +6,7 @@ What is read from a node behind this is there and is of the kind that it has to 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import onnx
 
@@ -80,9 +81,13 @@ def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, name: st
             if declared.required:
                 raise _refused(node, f"lacks its attribute '{key}'", name)
             continue
-        kind = onnx.AttributeProto.AttributeType.Name(declared.type.value)
+        kind = _kind(declared)
         if not _is_a(given[key], kind):
             raise _refused(node, f"has an attribute '{key}' that is no {kind}", name)
+
+
+def _kind(declared: Any) -> str:  # onnx's stubs lack what its enumerations stand for
+    return onnx.AttributeProto.AttributeType.Name(declared.type.value)
 
 
 def _is_a(attribute: onnx.AttributeProto, kind: str) -> bool:

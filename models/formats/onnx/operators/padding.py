@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fusion.errors import BadFile
 from models.formats.onnx.registry import Node
 
+_DIMENSIONS = 3  # that torch has windows of
 _MOST = 2**31 - 1  # what a size can be in ONNX Runtime
 
 
@@ -35,6 +36,13 @@ class Window:
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
 
 
+def dimensions(node: Node, x: Tensor) -> int:
+    """How many dimensions of [batch, channels, ...] are spatial."""
+    if not 0 < x.ndim - 2 <= _DIMENSIONS:
+        raise _unfit(node, f"its input has {x.ndim} dimensions, two of them batch and channels")
+    return x.ndim - 2
+
+
 def window(node: Node, kernel: Sequence[int], sizes: Sequence[int]) -> Window:
     """The window of a node over an input of these spatial sizes."""
     rank = len(kernel)
@@ -42,7 +50,7 @@ def window(node: Node, kernel: Sequence[int], sizes: Sequence[int]) -> Window:
     dilation = tuple(node.get("dilations") or (1,) * rank)
     mode = node.get("auto_pad", "NOTSET")
     pads = node.get("pads") or (0,) * (2 * rank)
-    if not 0 < rank == len(sizes) == len(stride) == len(dilation) == len(pads) / 2:
+    if not 0 < rank <= _DIMENSIONS or not rank == len(sizes) == len(stride) == len(dilation) == len(pads) / 2:
         raise _unfit(
             node, f"{rank} dimensions over {len(sizes)}, with {len(stride)} strides and {len(pads)} pads"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.formats.onnx.operators.convolution import CONV
-from models.formats.onnx.operators.padding import Window, pad, window
+from models.formats.onnx.operators.padding import Window, dimensions, pad, window
 from models.formats.onnx.registry import Node, operator
 from models.formats.onnx.values import Value, allocation, ints
 
@@ -148,12 +148,12 @@ def lp_pool(node: Node, x: Tensor) -> Tensor:
 
 @operator("GlobalAveragePool")
 def global_average_pool(node: Node, x: Tensor) -> Tensor:
-    return _GLOBAL[x.ndim - 2](x, 1)
+    return _GLOBAL[dimensions(node, x)](x, 1)
 
 
 @operator("GlobalMaxPool")
 def global_max_pool(node: Node, x: Tensor) -> Tensor:
-    return _GLOBAL_MAX[x.ndim - 2](x, 1)
+    return _GLOBAL_MAX[dimensions(node, x)](x, 1)
 
 
 @operator("GlobalLpPool")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,6 +20,7 @@ from fusion.passes import (
     plan_centering,
     plan_forward,
     plan_parallel,
+    sums_over,
 )
 from fusion.passes.plan import name_of
 from fusion.recognize import normalizations
@@ -136,17 +137,16 @@ class _Driver:
             if found is not None:
                 # Nothing in front of statistics of the input can take what stands behind them.
                 ways = DIRECTIONS if found.strip is None else (plan_forward,)
-                if self._try(node, _MAP, *(partial(way, self.network, found) for way in ways)):
-                    # A sum that has become one layer takes what follows it.
-                    self._parallels()
-                    progress = True
+                progress |= self._try(node, _MAP, *(partial(way, self.network, found) for way in ways))
         return progress
 
     def _parallels(self) -> bool:
+        return self._merged_at(node for node in self._calls() if op_name(node) == "add")
+
+    def _merged_at(self, sums: Iterable[fx.Node]) -> bool:
         progress = False
-        for node in self._calls():
-            if op_name(node) == "add":
-                progress |= self._merge(node)
+        for node in sums:
+            progress |= self._merge(node)
         return progress
 
     def _merge(self, node: fx.Node) -> bool:
@@ -179,6 +179,7 @@ class _Driver:
             except Obstacle as obstacle:
                 obstacles.append(str(obstacle))
                 continue
+            near = plan.region.union(*(node.users for node in plan.region))
             difference = self._carry_out(plan)
             for folded in plan.folded:
                 name = folded.name
@@ -186,6 +187,8 @@ class _Driver:
                 self.obstacles.pop((name, what), None)
                 if difference is not None:
                     self.certificates[name] = max(difference, self.certificates.get(name, 0.0))
+            # A sum whose parts are layers now becomes one, which takes what follows it.
+            self._merged_at(sums_over(self.network, near))
             return True
         self.obstacles[node.name, what] = "; ".join(dict.fromkeys(obstacles))
         return False

@@ -6,7 +6,7 @@ from fusion.passes.beside import plan_beside
 from fusion.passes.centering import plan_centering
 from fusion.passes.certified import carry_out_certified
 from fusion.passes.forward import plan_forward
-from fusion.passes.parallel import Merge, plan_parallel
+from fusion.passes.parallel import Merge, plan_parallel, sums_over
 from fusion.passes.plan import Obstacle, Plan
 
 # Backward first: it needs neither bias maps nor thresholds.
@@ -24,4 +24,5 @@ __all__ = [
     "plan_centering",
     "plan_forward",
     "plan_parallel",
+    "sums_over",
 ]

@@ -7,7 +7,7 @@ their answers cancel in the sum, and relevance that is shared out by contributio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -51,6 +51,22 @@ def plan_parallel(network: Network, total: fx.Node) -> Merge:
                 if into.layer is not None and _takes(into.layer, other):
                     return _plan(network, total, into, into.layer, other)
     raise Obstacle("no two terms of it are linear maps of the same values that one layer can take")
+
+
+def sums_over(network: Network, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """The sums, among these nodes and what reads them, that look at one of them (`_terms`), in the graph's order. Nodes
+    that are not in the graph any more count for nothing."""
+    living = set(network.graph.nodes)
+    found: set[fx.Node] = set()
+    todo = [node for node in nodes if node in living]
+    while todo:
+        node = todo.pop()
+        for reader in {node, *node.users} - found:
+            if _is_sum(reader):
+                found.add(reader)
+                if len(reader.users) == 1:  # else it is one part, as it is
+                    todo.append(reader)
+    return sorted(found)
 
 
 def _plan(network: Network, total: fx.Node, into: Term, layer: LinearLayer, other: Term) -> Merge:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from fusion import Network
 
 
+# The note of every reader on a network that computes in integers.
+QUANTIZED = "quantized: explained as its dequantized self"
+
+
 @dataclass(frozen=True)
 class Opened:
     """A network of any format. `original` is the format's own runtime, on the CPU: float tensor [N, C, H, W] in, what
@@ -31,6 +35,11 @@ class Opened:
     labels: tuple[str, ...] | None
     format: str
     notes: tuple[str, ...]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the format's own runtime computes in integers, so that outputs agree up to their rounding only."""
+        return QUANTIZED in self.notes
 
     @property
     def classes(self) -> int | None:

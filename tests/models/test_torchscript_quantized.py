@@ -1,5 +1,6 @@
 """Quantized TorchScript, against torch's own runtime: read as its dequantized self and explained."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from torch.ao.quantization import (
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import fusion
+import models
 from fusion.errors import UnsupportedOperator
 from lrp import Explainer
+from models.convert import DIFFERENT_STEPS
+from models.convert import convert as convert_file
 from models.formats.torchscript import TorchScriptSource, read
+from models.opened import QUANTIZED
 from tests.models.nets import calibrate
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-NOTE = "quantized: explained as its dequantized self"
 SIZE = 16
 
 
@@ -92,7 +96,7 @@ def agrees(path: Path, steps: int = 1, size: int = SIZE) -> TorchScriptSource:
     torch.testing.assert_close(network(x), got, rtol=1e-5, atol=1e-6)
     computed = [n for n in network.graph.nodes if n.op == "call_function" and n.meta.get("dtype")]
     assert all(n.meta["dtype"].is_floating_point for n in computed)
-    assert source.notes == (NOTE,)
+    assert source.notes == (QUANTIZED,)
     return source
 
 
@@ -133,7 +137,7 @@ def test_dynamic_quantization(kind: str, dtype: torch.dtype, tmp_path: Path) -> 
     )
     path = saved(quantize_dynamic(module.eval(), {nn.Linear}, dtype), tmp_path / "net.pt", kind)
     source = read(path, size=(SIZE, SIZE))
-    assert source.notes == (NOTE, "activations are not rounded")
+    assert source.notes == (QUANTIZED, "activations are not rounded")
     x = images(5, 2)
     with torch.no_grad():
         want, got = source.original(x), fusion.capture(source.module, (source.example,))(x)
@@ -228,7 +232,7 @@ def test_what_cannot_be_told_in_floats_is_named(tmp_path: Path) -> None:
 
 
 def heatmap(module: Any, x: Tensor, composite: str) -> Tensor:
-    network = fusion.fuse(fusion.capture(module, (images(2),))).network
+    network = fusion.fuse(fusion.capture(module, (images(2, size=x.shape[-1]),))).network
     explainer = Explainer(network, composite=composite, device="cpu", dtype=torch.float64)
     found = explainer.explain(x, target=[1] * len(x))
     assert found.ledger is not None
@@ -249,20 +253,47 @@ def test_heatmaps_are_the_float_networks(
         assert float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) >= 0.95
 
 
+def test_a_conversion_counts_in_steps(quantized: nn.Module, original: nn.Module, tmp_path: Path) -> None:
+    path = saved(quantized, tmp_path / "net.pt", "traced")
+    assert models.open(path, size=(SIZE, SIZE)).quantized
+    assert not models.open(saved(original, tmp_path / "float.pt", "traced"), size=(SIZE, SIZE)).quantized
+    manifest = convert_file(path, tmp_path / "artefact", size=(SIZE, SIZE))
+    assert QUANTIZED in manifest["notes"]
+    assert manifest["certificate"]["max_relative"] <= DIFFERENT_STEPS
+
+
+def zoo_network(name: str) -> tuple[nn.Module, nn.Module]:
+    """A torchvision network with random weights as floats and quantized."""
+    zoo = pytest.importorskip("torchvision").models.quantization
+    torch.manual_seed(0)
+    module = calibrate(getattr(zoo, name)(weights=None, quantize=False))
+    twin = copy.deepcopy(module)
+    module.fuse_model()
+    module.qconfig = get_default_qconfig("fbgemm")
+    observed = prepare(module)
+    observed(images(8, 1, 64))
+    return twin, convert(observed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_heatmaps_of_torchvision_networks(name: str, tmp_path: Path) -> None:
+    module, quantized = zoo_network(name)
+    x = images(2, 4, 64)
+    script = read(saved(quantized, tmp_path / "net.pt", "scripted", 64), size=(64, 64)).module
+    want, got = heatmap(module, x, "EpsilonPlus"), heatmap(script, x, "EpsilonPlus")
+    for a, b in zip(want, got, strict=True):
+        assert float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) >= 0.9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "shufflenet_v2_x0_5"])
 @pytest.mark.parametrize("kind", ["traced", "scripted"])
 def test_torchvision_networks(name: str, kind: str, tmp_path: Path) -> None:
     """Layer by layer they agree within a step (one in ten thousand values is on the other side of a half), and
     what that comes to in the end is a few steps."""
-    zoo = pytest.importorskip("torchvision").models.quantization
-    torch.manual_seed(0)
-    module = calibrate(getattr(zoo, name)(weights=None, quantize=False))
-    module.fuse_model()
-    module.qconfig = get_default_qconfig("fbgemm")
-    observed = prepare(module)
-    observed(images(4, 1, 64))
-    source = read(saved(convert(observed), tmp_path / "net.pt", kind, 64), size=(64, 64))
+    _, quantized = zoo_network(name)
+    source = read(saved(quantized, tmp_path / "net.pt", kind, 64), size=(64, 64))
     x = images(4, 2, 64)
     with torch.no_grad():
         want, got = source.original(x), fusion.capture(source.module, (source.example,))(x)

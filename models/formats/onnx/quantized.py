@@ -16,6 +16,7 @@ from models.formats.onnx.operators.quantization import RANGES
 from models.formats.onnx.patterns import Known, live
 from models.formats.onnx.registry import OWN, Node
 from models.formats.onnx.values import dtype
+from models.opened import QUANTIZED
 
 # Operators that hand values on as they are, or mix them (Resize), and which of their inputs are such values: all (None)
 # or those in these places.
@@ -34,7 +35,7 @@ def notes(nodes: Iterable[Node]) -> list[str]:
     ops = {node.op for node in nodes}
     if not any("Quantize" in op or "QLinear" in op or op in _INTEGER for op in ops):
         return []
-    said = ["quantized: explained as its dequantized self"]
+    said = [QUANTIZED]
     return said if not any("Dynamic" in op for op in ops) else [*said, "activations are not rounded"]
 
 

@@ -13,6 +13,7 @@ from fusion.errors import UnsupportedOperator
 from models.formats.torchscript.packed import Packed
 from models.formats.torchscript.program import Node
 from models.formats.torchscript.quantized import RANGES, Quantized, plain, quantize
+from models.opened import QUANTIZED
 
 # Operators that hand on the values of a quantized tensor, and those that compute on them and round as it is rounded.
 _MOVING = frozenset(
@@ -95,7 +96,7 @@ def notes(nodes: Iterable[Node]) -> list[str]:
     kinds = {node.kind for node in nodes}
     if not any(kind.startswith(("quantized::", "aten::quantize_per")) for kind in kinds):
         return []
-    said = ["quantized: explained as its dequantized self"]
+    said = [QUANTIZED]
     return said if not any("dynamic" in kind for kind in kinds) else [*said, "activations are not rounded"]
 
 

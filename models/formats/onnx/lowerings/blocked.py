@@ -135,7 +135,7 @@ def reorder_output(write: Writer, x: str) -> str:
     attributes=("scales", "mode", "coordinate_transformation_mode", "nearest_mode"),
 )
 def upsample(write: Writer, x: str) -> str:
-    """By whole factors. Nearest repeats every pixel, whatever coordinates the file names (none, of rounding)."""
+    """By whole factors. Nearest repeats every pixel: how coordinates are rounded is no longer in the file."""
     scales = write.constant([float(s) for s in write.get("scales")])
     if write.get("mode", "nearest") == "nearest":
         return write(

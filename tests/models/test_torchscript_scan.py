@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.networks import TORCHVISION, Architecture
 from fusion.errors import BadFile, ClearfoldError, UnsafeFile, UnsupportedOperator
 from models.formats.torchscript import read
 from models.formats.torchscript.archive import inspect
@@ -274,3 +275,19 @@ def test_truncations_and_flipped_bytes_end_in_clear_errors(tmp_path: Path) -> No
         except ClearfoldError:
             pass
     assert passed < len(data) / 101
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_what_torch_writes_of_every_family_passes(name: str, tmp_path: Path) -> None:
+    module = Architecture(f"torchvision:{name}", (3, 224, 224)).build()
+    for parameter in module.parameters():  # one number each: it is the code that is looked at
+        parameter.data = parameter.data.new_zeros(()).expand(parameter.shape)
+    path, x = tmp_path / "net.pt", torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        trace, script = torch.jit.trace(module, x, check_trace=False), torch.jit.script(module)
+        for kind in (trace, script, torch.jit.freeze(trace), torch.jit.freeze(script)):
+            torch.jit.save(kind, str(path))
+            inspect(path)
+        script._save_for_lite_interpreter(str(path))
+        inspect(path)

@@ -86,7 +86,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
 
 def test_there_is_one_example_of_each_kind() -> None:
     assert len(SHELL) == 2
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     assert "curl" in SHELL[0]
     assert "clearfold explain" in SHELL[1]
 
@@ -110,6 +110,13 @@ def test_the_library_example(workplace: Path, environment: dict[str, str]) -> No
     assert "Gamma(gamma=0.1)" in printed
     assert "score" in printed
     assert (workplace / "star.heatmap.png").is_file()
+
+
+def test_the_example_of_other_outputs(workplace: Path, environment: dict[str, str]) -> None:
+    printed = run([sys.executable, "-c", PYTHON[2]], workplace, environment)
+    assert "'out' (map, N x 21 x 64 x 96)" in printed
+    assert "where it wins" in printed
+    assert "score" in printed
 
 
 def test_the_command_line_example(address: str, workplace: Path, environment: dict[str, str]) -> None:

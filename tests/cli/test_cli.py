@@ -16,7 +16,7 @@ from PIL import Image
 import lrp
 from app import methods
 from app.cli import main
-from tests.support.served import SIZE, Running, picture, tiny_network
+from tests.support.served import SIZE, Running, picture, save_onnx, tiny_network
 
 
 class Done(NamedTuple):
@@ -98,6 +98,26 @@ class TestExplain:
             str(target),
         )
         assert Image.open(target).size == (SIZE, SIZE)
+
+    def test_an_output_of_a_network_without_classes(self, run, image: Path, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        file = save_onnx(torch.nn.Conv2d(3, 4, 3, padding=1).eval(), tmp_path / "maps.onnx")
+        done = run("explain", image, "-m", file)
+        assert done.code == 0, done.err
+        assert "where it wins" in done.out
+        assert "Prediction" not in done.out
+        target = json.dumps({"channel": 1, "region": {"box": [0, 0, 4, 8]}, "reduce": "mean"})
+        said = json.loads(run("explain", image, "-m", file, "-t", target, "--json").out)
+        assert (said["prediction"], said["target"]["channel"], said["target"]["places"]) == (None, 1, 32)
+        white = tmp_path / "white.png"
+        Image.new("L", picture().size, 255).save(white)
+        masked = run("explain", image, "-m", file, "-t", '{"channel": 1}', "--mask", white, "--json")
+        assert json.loads(masked.out)["target"]["places"] == SIZE * SIZE
+        alike = run("explain", image, "-m", file, "--reference", image, "--json")
+        assert json.loads(alike.out)["target"]["score"] == pytest.approx(1, rel=1e-4)
+        done = run("explain", image, "-m", file, "-t", '{"output": "aux"}')
+        assert done.code != 0
+        assert "(map, N x 4 x 32 x 32)" in done.err
 
     def test_with_a_network_of_the_store(self, run, image: Path, data: Path) -> None:
         done = run("explain", image, "-m", "Clearfold objects", "--data", data, "--json")

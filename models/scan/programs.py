@@ -15,7 +15,7 @@ from typing import Any
 
 from fusion.errors import BadFile, UnsafeFile
 from models.formats.strangers import AGAIN
-from models.scan.pickles import Allowed, scan_pickle
+from models.scan.pickles import Allowed, scan_entries
 from models.scan.zips import Contents, contents
 
 MAX_JSON = 256 * 1024 * 1024
@@ -54,10 +54,8 @@ def scan_program(found: Contents, operators: Container[str], allowed: Allowed) -
             _scan_stored(found, f"{entry.rpartition('/')[0]}/{path}", allowed)
     for entry in found.named(lambda entry: entry.endswith(".pt") and not entry.startswith("extra/")):
         _scan_stored(found, entry, allowed)
-    for entry in found.named(
-        lambda entry: entry.endswith(("pkl", "pickle")) and not entry.startswith("extra/")
-    ):
-        scan_pickle(found.read(entry), allowed, f"'{found.name}' ({entry})")
+    pickles = found.named(lambda entry: entry.endswith(("pkl", "pickle")) and not entry.startswith("extra/"))
+    scan_entries(found, pickles, allowed)
 
 
 def _parsed(found: Contents, entry: str, where: str) -> Any:
@@ -138,5 +136,4 @@ def _scan_stored(found: Contents, entry: str, allowed: Allowed) -> None:
     inner = contents(data, name, lambda _: False)
     if inner.named(lambda part: part.startswith("code/") or part == "constants.pkl"):
         raise UnsafeFile(f"'{name}' is a TorchScript archive", "It would be loaded with its code.")
-    for part in inner.named(lambda part: part.endswith(("pkl", "pickle"))):
-        scan_pickle(inner.read(part), allowed, f"'{name}' ({part})")
+    scan_entries(inner, inner.named(lambda part: part.endswith(("pkl", "pickle"))), allowed)

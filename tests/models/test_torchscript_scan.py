@@ -235,6 +235,19 @@ def test_an_attribute_pickle_of_its_own_is_looked_at_whatever_its_case(tmp_path:
         inspect(path)
 
 
+@pytest.mark.parametrize("kind", ["scripted", "frozen"])
+def test_weights_that_are_shorter_than_said_are_refused(kind: str, tmp_path: Path) -> None:
+    """Torch would fill them up with whatever memory lies behind."""
+    script = torch.jit.script(small())
+    torch.jit.save(torch.jit.freeze(script) if kind == "frozen" else script, str(tmp_path / "net.pt"))
+    folder = "constants" if kind == "frozen" else "data"
+    short = replaced(tmp_path / "net.pt", lambda name, old: old[:8] if name == f"{folder}/0" else None)
+    with pytest.raises(BadFile, match="lacks weights"):
+        read(short, size=(16, 16))
+    stored = torch.jit.load(str(short))  # unnoticed
+    assert stored is not None
+
+
 def test_code_in_other_places_is_refused(tmp_path: Path) -> None:
     path = traced(small(), tmp_path / "net.pt")
     with zipfile.ZipFile(path, "a") as archive:

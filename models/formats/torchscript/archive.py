@@ -24,7 +24,7 @@ from models.formats.torchscript.allowed import (
     UNREADABLE,
     vocabulary,
 )
-from models.scan.pickles import scan_pickle
+from models.scan.pickles import scan_entries
 from models.scan.scripts import Call, Scripts, dotted, parse, scan_scripts
 from models.scan.zips import DAMAGE, Contents, contents, damaged
 
@@ -106,8 +106,8 @@ def _scan_pickles(found: Contents, scripts: Scripts) -> None:
     def allowed(module: str, name: str) -> bool:
         return (module, name) in GLOBALS or f"{module}.{name}" in own
 
-    for entry, data in found.read_all(found.named(_is_pickle)):
-        scan_pickle(data, allowed, f"'{found.name}' ({entry})")
+    # The images that a network was traced with are left out of the file, and only torch's own tools ask for them.
+    scan_entries(found, found.named(_is_pickle), allowed, unread="traced_inputs.pkl")
 
 
 def _refused(call: Call, scripts: Scripts, name: str) -> ClearfoldError:

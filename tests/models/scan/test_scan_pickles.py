@@ -13,7 +13,7 @@ import torch
 
 from fusion.errors import BadFile, UnsafeFile
 from models.formats.torchscript.allowed import GLOBALS
-from models.scan.pickles import MAX_BYTES, MAX_DEPTH, scan_pickle
+from models.scan.pickles import MAX_BYTES, MAX_DEPTH, Storage, scan_pickle
 
 
 def allowed(module: str, name: str) -> bool:
@@ -37,7 +37,8 @@ def test_what_torch_saves_passes() -> None:
     file = io.BytesIO()
     torch.save(state, file)
     with ZipFile(file) as archive:
-        scan_pickle(archive.read("archive/data.pkl"), allowed, "state")
+        storages = scan_pickle(archive.read("archive/data.pkl"), allowed, "state")
+    assert storages == [Storage("0", 24), Storage("1", 8)]
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -70,6 +71,12 @@ def test_a_call_of_another_function_is_refused(
 def test_odd_opcodes_names_and_tails_are_refused(data: bytes) -> None:
     with pytest.raises(UnsafeFile):
         scan_pickle(data, allowed, "file")
+
+
+@pytest.mark.parametrize("named", [b"Nx", b"K\x05", b")", b"(X\x07\x00\x00\x00storageNK\x01K\x02K\x03t"])
+def test_what_is_kept_beside_is_a_storage(named: bytes) -> None:
+    with pytest.raises((UnsafeFile, BadFile)):
+        scan_pickle(b"\x80\x02" + named + b"Q.", allowed, "file")
 
 
 def test_nesting_is_bounded_also_by_way_of_the_memo() -> None:

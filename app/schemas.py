@@ -315,4 +315,4 @@ class Health(BaseModel):
 
 
 class Readiness(Health):
-    sandbox: Sandbox | None = Field(description="What uploads are read in; null where it could not be tried")
+    sandbox: Sandbox | None = Field(description="What uploads are read in; null until it has been tried")

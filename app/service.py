@@ -37,22 +37,26 @@ class Service:
         self.converting = Pool("convert", settings.conversions, settings.queue)
         self.trouble: str | None = "The server is still preparing its default network."
         self.sandbox: Confined | None = None
-        self._preparation: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def refused_formats(self) -> tuple[str, ...]:
         return () if self.settings.allow_executable else ("torchscript", "export")
 
     def start(self) -> None:
-        """Begin to make the default network ready; until then `trouble` says what is missing."""
+        """Begin to make the default network ready; until then `trouble` says what is missing. Beside that, find out
+        what holds conversions here."""
         self.store.sweep()
-        self._preparation = asyncio.create_task(self._prepare())
+        self._tasks = [
+            asyncio.create_task(self._prepare()),
+            asyncio.create_task(asyncio.to_thread(self._try_sandbox)),
+        ]
 
     async def stop(self) -> None:
         self.library.converter.close()
-        if self._preparation is not None:
-            self._preparation.cancel()
-            await asyncio.gather(self._preparation, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.converting.close)
         await asyncio.to_thread(self.explaining.close)
 
@@ -65,7 +69,6 @@ class Service:
 
     async def _prepare(self) -> None:
         try:
-            await self.converting.run(self._try_sandbox)
             await self.converting.run(self.library.ensure_builtin)
             await self.explaining.run(lambda: self.engine.ready(self.settings.default_model))
             self.trouble = None
@@ -79,7 +82,7 @@ class Service:
             _log.error("%s", self.trouble)
 
     def _try_sandbox(self) -> None:
-        """Find out what holds conversions here, and say so once."""
+        """Confine a process that does nothing, and say once what held it."""
         try:
             self.sandbox = self.library.converter.confinement()
         except ConversionFailed as error:

@@ -32,6 +32,8 @@ Work = Callable[[Sequence[str], Say], dict[str, Any]]
 # What there is to do -> the module whose `work(arguments, say)` does it.
 _PROGRAMS = {"convert": "models.convert", "export": "models.export"}
 
+_MESSAGE = 4000  # characters; the parent listens to no more
+
 # As libraries and the dynamic loader word it that raise no OSError with a number.
 _FULL = ("No space left on device", "Disk quota exceeded")
 _SHORT = (
@@ -76,7 +78,7 @@ def explained(error: Exception) -> dict[str, str]:
     """What to tell the user of an error."""
     from fusion.errors import BadFile, ClearfoldError
 
-    text = str(error).strip()
+    text = _shortened(str(error).strip())
     if isinstance(error, ClearfoldError):
         return {"code": error.code, "message": text}
     short = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
@@ -99,6 +101,12 @@ def explained(error: Exception) -> dict[str, str]:
         "message": f"The file could not be converted ({type(error).__name__}: {first[:300]}). "
         "Check that it runs in its own framework, and export it again.",
     }
+
+
+def _shortened(text: str) -> str:
+    """Without its middle where it is long: files have names of any length, and the end says what to do."""
+    half = _MESSAGE // 2 - 3
+    return text if len(text) <= _MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

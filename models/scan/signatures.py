@@ -87,7 +87,7 @@ def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, name: st
 
 
 def _kind(declared: Any) -> str:  # onnx's stubs lack what its enumerations stand for
-    return onnx.AttributeProto.AttributeType.Name(declared.type.value)
+    return str(onnx.AttributeProto.AttributeType.Name(declared.type.value))
 
 
 def _is_a(attribute: onnx.AttributeProto, kind: str) -> bool:

@@ -40,9 +40,7 @@ class Runtime:
         try:
             return onnxruntime.InferenceSession(self._source(), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise BadFile(
-                f"ONNX Runtime does not accept the file: {str(error).splitlines()[0]}. Export it again."
-            ) from error
+            raise _refused("does not accept", error) from error
 
     def _source(self) -> str | bytes:
         """The file under a name that its descriptor gives it, else its bytes, which take their size in memory more.
@@ -69,8 +67,19 @@ class Runtime:
         return self._named([torch.cat(column) for column in zip(*pieces, strict=True)])
 
     def _run(self, images: Any) -> list[Tensor]:
-        results = self._session.run(list(self.outputs), {self.input: images})
+        session = self._session
+        try:
+            results = session.run(list(self.outputs), {self.input: images})
+        except Exception as error:  # the runtime has a class of its own for each of its codes
+            raise _refused("cannot run", error) from error
         return [torch.from_numpy(np.asarray(result, dtype=np.float32)) for result in results]
 
     def _named(self, results: list[Tensor]) -> Tensor | dict[str, Tensor]:
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))
+
+
+def _refused(what: str, error: Exception) -> Exception:
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    if "alloc" in said:  # it has no class for that
+        return MemoryError(said)
+    return BadFile(f"ONNX Runtime {what} the file: {said[:500].rstrip('.')}. Export it again.")

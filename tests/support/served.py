@@ -157,7 +157,7 @@ def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder that has the built-in network: copy it, a conversion takes seconds."""
     folder = tmp_path_factory.mktemp("prepared")
-    Library(Store(folder), Converter()).ensure_builtin()
+    Library(Store(folder), Converter(seconds=500)).ensure_builtin()
     return folder
 
 

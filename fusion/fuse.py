@@ -111,6 +111,7 @@ class _Driver:
     obstacles: dict[tuple[str, str], str] = field(default_factory=dict)
     certificates: dict[str, float] = field(default_factory=dict)
     merged: dict[str, str] = field(default_factory=dict)  # layers by name, with those that took them in
+    blocks: set[fx.Node] = field(default_factory=set)  # layers that took others in
 
     def run(self) -> None:
         progress = True
@@ -151,11 +152,12 @@ class _Driver:
 
     def _merge(self, node: fx.Node) -> bool:
         try:
-            plan = plan_parallel(self.network, node)
+            plan = plan_parallel(self.network, node, self.blocks)
         except Obstacle:
             return False
         difference = self._carry_out(plan)
-        self.merged[plan.gone] = plan.by
+        self.merged[plan.gone] = name_of(plan.taker)
+        self.blocks.add(plan.taker)
         if difference is not None:
             self.certificates[f"merged {plan.gone}"] = difference
         return True

@@ -1,8 +1,9 @@
 """Parallel: linear maps of the same values whose answers are added are one linear map, W1 x + W2 x = (W1 + W2) x.
 
 The branches of blocks that are reparametrized for inference (Ding et al. 2021, RepVGG, arXiv:2101.03697, section 3.3;
-Vasu et al. 2023, MobileOne, arXiv:2206.04040), and values that are added to what a layer makes of them. Spelled apart,
-their answers cancel in the sum, and relevance that is shared out by contribution grows by what cancels.
+Vasu et al. 2023, MobileOne, arXiv:2206.04040), the values themselves included. Spelled apart, their answers cancel in
+the sum, and relevance that is shared out by contribution grows by what cancels. Values beside one layer alone are no
+such block but a skip connection: people ask what goes past the layer, and it stays.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ class Term:
 
 @dataclass(frozen=True)
 class Merge(Plan):
-    """A plan that leaves one layer where two terms were: what went, by its name, and the layer that it is part of."""
+    """A plan that leaves one layer where two terms were: what went, by name, and the node of the layer that took it."""
 
     gone: str = field(kw_only=True)
-    by: str = field(kw_only=True)
+    taker: fx.Node = field(kw_only=True)
 
 
-def plan_parallel(network: Network, total: fx.Node) -> Merge:
-    """Make one layer of two that read the same values and end on the two sides of this sum, or of one and the values
-    themselves. Raises Obstacle."""
+def plan_parallel(network: Network, total: fx.Node, blocks: Collection[fx.Node] = ()) -> Merge:
+    """Make one layer of two that read the same values and end on the two sides of this sum, or of one of the `blocks`
+    (the nodes of layers that took in others before) and the values themselves. Raises Obstacle."""
     if not _is_sum(total):
         raise Obstacle("it is no sum of two signals")
     left, right = (list(_terms(network, n, (total,))) for n in total.args[:2])  # type: ignore[arg-type]
     for a in left:
         for b in right:
             for into, other in ((a, b), (b, a)):
-                if into.layer is not None and _takes(into.layer, other):
+                if into.layer is not None and _takes(into.layer, other, blocks):
                     return _plan(network, total, into, into.layer, other)
     raise Obstacle("no two terms of it are linear maps of the same values that one layer can take")
 
@@ -86,7 +87,7 @@ def _plan(network: Network, total: fx.Node, into: Term, layer: LinearLayer, othe
 
     region = frozenset((*into.sums, *other.sums, *_nodes(into), *_nodes(other)))
     gone = name_of(above) if other.layer is None else other.layer.name
-    return Merge((edit,), (layer.name,), (), region, (total,), gone=gone, by=layer.name)
+    return Merge((edit,), (layer.name,), (), region, (total,), gone=gone, taker=layer.node)
 
 
 def _nodes(term: Term) -> tuple[fx.Node, ...]:
@@ -119,10 +120,10 @@ def _terms(network: Network, node: fx.Node, sums: tuple[fx.Node, ...]) -> Iterat
         yield Term(node, None, sums)
 
 
-def _takes(layer: LinearLayer, other: Term) -> bool:
+def _takes(layer: LinearLayer, other: Term, blocks: Collection[fx.Node]) -> bool:
     """Whether a layer has a place for what another term makes of the same values."""
     if other.layer is None:
-        return layer.source is other.node and keeps_places(layer)
+        return layer.node in blocks and layer.source is other.node and keeps_places(layer)
     return layer.source is other.layer.source and _offset(layer, other.layer) is not None
 
 

@@ -103,34 +103,44 @@ def test_a_kernel_takes_in_smaller_ones_wherever_they_look() -> None:
 
 
 class Around(nn.Module):
-    """A block: what it makes of its values, and the values themselves."""
+    """What layers make of the same values, added, and the values themselves; a norm behind."""
 
-    def __init__(self, layer: nn.Module, *behind: nn.Module) -> None:
+    def __init__(self, rank: int, *layers: nn.Module) -> None:
         super().__init__()
-        self.layer, self.behind = layer, nn.Sequential(*behind)
+        self.layers, self.behind = nn.ModuleList(layers), norm(rank, 4, True, False, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.tanh()
-        return self.behind(self.layer(x) + x).tanh()  # type: ignore[no-any-return]
+        total = self.layers[0](x)
+        for layer in self.layers[1:]:
+            total = total + layer(x)
+        return self.behind(total + x).tanh()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
-    ("layer", "rank"),
+    ("layer", "other", "rank"),
     [
-        (nn.Linear(4, 4), 0),
-        (nn.Conv2d(4, 4, 3, padding=1, groups=4), 2),
-        (nn.Conv1d(4, 4, 5, padding=4, dilation=2, groups=2), 1),
-        (nn.Conv2d(4, 4, 1, bias=False), 2),
+        (nn.Linear(4, 4), nn.Linear(4, 4), 0),
+        (nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 4, 1, groups=4), 2),
+        (nn.Conv1d(4, 4, 5, padding=4, dilation=2, groups=2), nn.Conv1d(4, 4, 1, groups=2), 1),
     ],
 )
-def test_values_added_to_what_a_layer_makes_of_them(layer: nn.Module, rank: int) -> None:
-    """The sum is one layer, so the norm behind it folds too."""
-    module = Around(nn.Sequential(layer, norm(rank, 4, True, True, 0)), norm(rank, 4, True, False, 1))
+def test_a_block_takes_in_the_values_themselves(layer: nn.Module, other: nn.Module, rank: int) -> None:
+    """RepViT's block: a layer with a norm, another one, and the values; the sum is one layer, so the norm behind it
+    folds too."""
+    module = Around(rank, nn.Sequential(layer, norm(rank, 4, True, True, 0)), other)
     fused, certificate = certificate_of(module, torch.randn(3, 4, *[5] * rank, dtype=torch.float64))
     assert {info.op for info in fused.network.layers()} <= {"tanh", "conv1d", "conv2d", "linear"}
-    assert [row.into for row in fused.report.rows] == [("layer.0",)] * 2
-    assert [m.into for m in fused.report.merged] == ["layer.0"]
+    assert [row.into for row in fused.report.rows] == [("layers.0.0",)] * 2
+    assert [m.into for m in fused.report.merged] == ["layers.0.0"] * 2
     assert certificate.max_relative <= 1e-12
+
+
+def test_values_beside_one_layer_are_a_skip_connection() -> None:
+    module = Around(2, nn.Conv2d(4, 4, 3, padding=1))
+    fused, _ = certificate_of(module, torch.randn(3, 4, 5, 5, dtype=torch.float64))
+    assert fused.report.merged == ()
+    assert "add" in {info.op for info in fused.network.layers()}
 
 
 APART: dict[str, tuple[nn.Module, nn.Module]] = {
@@ -252,7 +262,9 @@ def test_a_merge_has_a_certificate_that_finds_errors_out() -> None:
     def spoil() -> None:
         wrong.constants["layers.0.bias"] = wrong.constants["layers.0.bias"] + 1
 
-    spoiled = Merge((*plan.edits, spoil), plan.into, (), plan.region, plan.unchanged, gone="", by="")
+    spoiled = Merge(
+        (*plan.edits, spoil), plan.into, (), plan.region, plan.unchanged, gone="", taker=plan.taker
+    )
     assert carry_out_certified(wrong, spoiled) > 1e-3
 
 

@@ -8,7 +8,7 @@ such block but a skip connection: people ask what goes past the layer, and it st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickletools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,15 +58,17 @@ class Storage:
     size: int
 
 
-def scan_entries(found: Contents, entries: Iterable[str], allowed: Allowed, unread: str = "") -> None:
+def scan_entries(
+    found: Contents, entries: Iterable[str], allowed: Allowed, unread: Container[str] = ()
+) -> None:
     """Pickles of an archive, with the storages that they name: these have to be there, and as large as it says. Torch
-    takes a pickle's word for it, and would read what is missing out of memory that belongs to others. `unread` is a
-    pickle whose storages nobody reads."""
+    takes a pickle's word for it, and would read what is missing out of memory that belongs to others. `unread` are
+    pickles whose storages nobody reads."""
     for entry, data in found.read_all(entries):
         where = f"'{found.name}' ({entry})"
         storages = scan_pickle(data, allowed, where)
         folder = entry.rpartition(".")[0]
-        for storage in storages if entry != unread else ():
+        for storage in storages if entry not in unread else ():
             beside = found.entries.get(f"{folder}/{storage.key}")
             if beside is None or beside.file_size < storage.size:
                 raise BadFile(

@@ -29,6 +29,9 @@ from models.scan.scripts import Call, Scripts, dotted, parse, scan_scripts
 from models.scan.zips import DAMAGE, Contents, contents, damaged
 
 MAX_CODE_BYTES = 64 * 1024 * 1024
+# The images that a network was traced with, left out of the file, and the bytecode of the lite interpreter: nothing that
+# torch.jit.load asks for.
+_UNREAD = ("traced_inputs.pkl", "bytecode.pkl")
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 
 
@@ -106,8 +109,7 @@ def _scan_pickles(found: Contents, scripts: Scripts) -> None:
     def allowed(module: str, name: str) -> bool:
         return (module, name) in GLOBALS or f"{module}.{name}" in own
 
-    # The images that a network was traced with are left out of the file, and only torch's own tools ask for them.
-    scan_entries(found, found.named(_is_pickle), allowed, unread="traced_inputs.pkl")
+    scan_entries(found, found.named(_is_pickle), allowed, _UNREAD)
 
 
 def _refused(call: Call, scripts: Scripts, name: str) -> ClearfoldError:

@@ -29,8 +29,8 @@ from models.scan.scripts import Call, Scripts, dotted, parse, scan_scripts
 from models.scan.zips import DAMAGE, Contents, contents, damaged
 
 MAX_CODE_BYTES = 64 * 1024 * 1024
-# The images that a network was traced with, left out of the file, and the bytecode of the lite interpreter: nothing that
-# torch.jit.load asks for.
+# The images that a network was traced with, left out of the file, and the bytecode of the lite interpreter: nothing
+# that torch.jit.load asks for.
 _UNREAD = ("traced_inputs.pkl", "bytecode.pkl")
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 

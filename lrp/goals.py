@@ -212,6 +212,10 @@ def classes_explained(target: Target, head: Head, classes: Tensor) -> tuple[tupl
 def _one_value(target: Output, head: Head, values: Tensor, reduction: Reduction) -> Goal:
     if any(other is not None for other in (target.channel, target.region, target.like)):
         raise BadTarget("An index is one value of an output: leave channel, region and like out.")
+    if target.reduce == "norm":
+        raise BadTarget(
+            "An index is one value of an output, and the norm of one is its size: leave reduce out."
+        )
     given: Any = target.index
     index: tuple[int, ...]
     try:
@@ -242,7 +246,7 @@ def _weights(
     samples, axis = len(values), head.axis if target.axis is None else _axis(target.axis, values, head)
     if target.channel is None and target.region is None:
         return torch.ones_like(values), [None] * samples, [False] * samples
-    if axis is None or values.ndim < 3:
+    if axis is None or (values.ndim < 3 and target.region is not None):
         raise BadTarget(
             f"The output {head} has no channels and places to choose from: give an index, or a reduction of all values."
         )

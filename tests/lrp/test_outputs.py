@@ -111,6 +111,7 @@ CASES: dict[str, tuple[Output, Callable[[dict[str, Tensor]], Tensor]]] = {
     "channels along another axis": (Output("rows", channel=9, axis=1), lambda y: y["rows"][:, 9].sum(1)),
     "the output by its position": (Output(2, index=(0, 0)), lambda y: y["rows"][:, 0, 0]),
     "a component": (Output("embedding", index=4), lambda y: y["embedding"][:, 4]),
+    "a component as a channel": (Output("embedding", channel=4), lambda y: y["embedding"][:, 4]),
     "its norm": (Output("embedding", reduce="norm"), lambda y: y["embedding"].norm(dim=1)),
     "a dot product": (Output("embedding", like=VECTOR), lambda y: y["embedding"] @ VECTOR),
     "dot product given as numbers": (
@@ -277,7 +278,8 @@ def test_integrated_gradients_of_a_norm_is_complete(explainer: lrp.Explainer, x:
         (Output("embedding", index=1.5), "whole numbers"),  # type: ignore[arg-type]
         (Output("out", index=(0, 0, 0), channel=1), "leave channel"),
         (Output("out", channel=4), "0 to 3"),
-        (Output("embedding", channel=1), "no channels"),
+        (Output("embedding", channel=7), "0 to 6"),
+        (Output("embedding", index=1, reduce="norm"), "leave reduce out"),
         (Output("embedding", region=Box(0, 0, 1, 1)), "no channels and places"),
         (Output("rows", region=Box(0, 0, 1, 1)), "rows and columns"),
         (Output("out", region=Box(0, 0, 13, 4)), "12 rows and 16 columns"),

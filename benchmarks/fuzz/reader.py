@@ -64,7 +64,7 @@ def attempt(file: Path, scratch: Path, size: list[int] | None) -> dict[str, Any]
 
 
 # What is raised where a value was used before it was looked at, also if somebody caught it and said "damaged": these,
-# and what Python says of calls and values that do not fit. (Torch raises the same kinds with sentences of its own.)
+# and Python's words of calls and values that do not fit, where they reach the user.
 _SLIPS = (
     AttributeError,
     KeyError,
@@ -87,7 +87,7 @@ _FITTING = "do not fit together"
 
 def _is_slip(error: BaseException, message: str) -> bool:
     if isinstance(error, TypeError | ValueError | IndexError) and _FITTING not in message:
-        return bool(_WORDS.search(str(error)))
+        return bool(_WORDS.search(message))
     return isinstance(error, _SLIPS)
 
 

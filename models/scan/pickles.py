@@ -87,7 +87,7 @@ def scan_pickle(data: bytes, allowed: Allowed, where: str) -> list[Storage]:
         for opcode, argument, _ in pickletools.genops(stream):
             machine.step(opcode.name, argument)
     except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
-        raise BadFile(f"{where} is damaged ({error}). {AGAIN}") from error
+        raise BadFile(f"{where} is damaged: it is no pickle. {AGAIN}") from error
     if stream.read(1):
         raise UnsafeFile(
             f"{where} goes on after its end", "What follows would be read by nobody, or by surprise."

@@ -56,7 +56,7 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
     image = find(file.inputs, size)
     try:
         plan = _plan(file, image)
-    except ClearfoldError:
+    except (ClearfoldError, MemoryError):
         raise
     except Exception as error:  # a damaged name or attribute surfaces anywhere, as anything
         raise BadFile(f"{name} is not a readable ONNX file: {error}. Export it again.") from error

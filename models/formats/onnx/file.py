@@ -58,7 +58,7 @@ def flatten(proto: onnx.ModelProto, name: str) -> OnnxFile:
         InlinePass()(model)
         model.graph.sort()  # exporters write nodes in order, other tools need not
         return _flat(model, name)
-    except ClearfoldError:
+    except (ClearfoldError, MemoryError):
         raise
     except Exception as error:  # damaged fields surface anywhere, as anything
         raise BadFile(f"{name} is not a readable ONNX file: {_line(error)}. Export it again.") from error

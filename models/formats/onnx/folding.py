@@ -105,9 +105,11 @@ def explained(node: Node) -> Iterator[None]:
     """Turn whatever an operator raises into an error that names the layer."""
     try:
         yield
-    except ClearfoldError:
+    except (ClearfoldError, MemoryError):
         raise
     except Exception as error:
+        if "allocate memory" in str(error):  # torch has no class for that
+            raise MemoryError(str(error)) from error
         line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
         if not isinstance(
             error, RuntimeError

@@ -54,7 +54,7 @@ def as_view(
     makers = {output: step for step in steps for output in step.node.outputs if output}
     each = size[0][0]
     try:
-        ordered = all(_in_order(_at(name, n, values, makers, free), each * n) for n in _TRIED)
+        ordered = all(_in_order(_at(name, n, values, makers, free, {}), each * n) for n in _TRIED)
     except _DependsOnImage:
         return None
     return (reshape, Batched(tuple(shape[0]), (shape[1],))) if ordered and shape is not None else None
@@ -64,8 +64,28 @@ def _in_order(index: Tensor, count: int) -> bool:
     return index.numel() == count and bool((index.reshape(-1) == torch.arange(count)).all())
 
 
-def _at(name: str, batch: int, values: Mapping[str, Any], makers: Mapping[str, Step], free: SymInt) -> Any:
-    """A value at one batch size, if it depends on nothing else."""
+def _at(
+    name: str,
+    batch: int,
+    values: Mapping[str, Any],
+    makers: Mapping[str, Step],
+    free: SymInt,
+    done: dict[str, Any],
+) -> Any:
+    """A value at one batch size, if it depends on nothing else; `done` has those that were computed before."""
+    if name not in done:
+        done[name] = _at_now(name, batch, values, makers, free, done)
+    return done[name]
+
+
+def _at_now(
+    name: str,
+    batch: int,
+    values: Mapping[str, Any],
+    makers: Mapping[str, Step],
+    free: SymInt,
+    done: dict[str, Any],
+) -> Any:
     value = values[name]
     if not isinstance(value, Tensor):
         return numbers(_number(item, batch, free) for item in value.reshape(-1)).reshape(value.shape)
@@ -76,7 +96,7 @@ def _at(name: str, batch: int, values: Mapping[str, Any], makers: Mapping[str, S
     for argument in step.arguments:
         match argument:
             case Variable(source):
-                arguments.append(_at(source, batch, values, makers, free))
+                arguments.append(_at(source, batch, values, makers, free, done))
             case Constant(known):
                 arguments.append(known.tensor)
             case Static(given):

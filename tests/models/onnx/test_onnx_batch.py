@@ -169,3 +169,20 @@ def test_an_index_into_the_flattened_tensor_that_only_rearranges_is_a_reshape(sa
     }
     source = agrees(save(build(nodes, ("N", 3, 4, 4), weights)))
     assert [name for name, _ in source.module.named_modules() if "gather" in name] == []
+
+
+def test_an_index_of_many_steps_is_computed_step_by_step(save: Save) -> None:
+    """Each step reads the one before it twice: by way of every path there would be 2^40 of them."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[1, 2, 3]),
+        helper.make_node("Reshape", ["m", "flat"], ["f"]),
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"], axis=0),
+        helper.make_node("Range", ["zero", "n", "one"], ["r0"]),
+        *(helper.make_node("Max", [f"r{k}", f"r{k}"], [f"r{k + 1}"]) for k in range(40)),
+        helper.make_node("Gather", ["f", "r40"], ["g"]),
+        helper.make_node("Relu", ["g"], ["y"]),
+    ]
+    weights = {"flat": ints(-1), "zero": np.array(0, dtype=np.int64), "one": np.array(1, dtype=np.int64)}
+    source = agrees(save(build(nodes, ("N", 3, 4, 4), weights)))
+    assert [name for name, _ in source.module.named_modules() if "gather" in name] == []

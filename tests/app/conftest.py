@@ -14,8 +14,8 @@ from tests.support.served import encoded, picture
 
 @pytest.fixture(scope="module")
 def api(prepared: Path) -> Iterator[TestClient]:
-    """The service with the built-in network."""
-    with TestClient(create_app(Settings(data=prepared, device="cpu"))) as client:
+    """The service with the built-in network, for networks of every format."""
+    with TestClient(create_app(Settings(data=prepared, device="cpu", allow_executable=True))) as client:
         yield client
 
 

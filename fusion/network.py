@@ -233,7 +233,7 @@ def graph_module(constants: Mapping[str, Tensor], graph: fx.Graph, class_name: s
     parents = {name[:i] for name in constants for i, letter in enumerate(name) if letter == "."}
     names: dict[str, str] = {}
     for name in constants:
-        free = name not in parents and name.partition(".")[0] not in reserved and is_path(name)
+        free = name not in parents and name.partition(".")[0] not in reserved and _is_place(name)
         new = name if free else "constant_" + re.sub(r"\W", "_", name, flags=re.ASCII)
         while not free and (new in constants or new in names.values() or new in parents):
             new += "_"
@@ -253,6 +253,13 @@ def is_path(name: str) -> bool:
     return name.isascii() and all(
         part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")
     )
+
+
+def _is_place(name: str) -> bool:
+    """Whether a name can stand as an attribute of a module: a path, with numbers as parts too (`layer1.0.weight`): in
+    the source these are `getattr(self.layer1, "0")`."""
+    first, *rest = name.split(".")
+    return is_path(".".join([first, *(part for part in rest if not (part.isascii() and part.isdecimal()))]))
 
 
 def op_name(node: fx.Node) -> str:

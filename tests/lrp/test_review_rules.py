@@ -103,7 +103,7 @@ def test_a_square_is_no_shift_of_the_input() -> None:
 
 def test_two_first_layers_have_bounds_of_their_own() -> None:
     module = Forward(
-        lambda m, x: m.fc((m.a(x) + m.b(x)).flatten(1)),  # type: ignore[operator]
+        lambda m, x: m.fc((m.a(x) + m.b(-x)).flatten(1)),  # type: ignore[operator]
         a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 4, 3), fc=nn.Linear(16, 3),
     ).double()  # fmt: skip
     x = torch.randn(2, 3, 4, 4, dtype=F64)

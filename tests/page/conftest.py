@@ -62,7 +62,7 @@ def _wait_until_ready(url: str) -> None:
     pytest.fail(f"the server did not become ready: {answer}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it leaves an event loop running, which tests of other folders may not find
 def browser() -> Iterator[Browser]:
     path = os.environ.get("CLEARFOLD_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fusion.errors import ArtefactError
-from fusion.network import Network, Shape, call
+from fusion.network import Network, Shape, fake_run
 from fusion.tracing import TRACING
 
 _BATCH = 2  # not 1, which torch treats specially
@@ -34,23 +32,15 @@ def footprint(network: Network) -> int:
 
 
 def _bytes(network: Network) -> int:
-    values = {}
-    total = 0
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        for node in network.graph.nodes:
-            if node.op == "placeholder":
-                shape = [_BATCH if size is None else size for size in node.meta["shape"]]
-                values[node] = torch.empty(shape, dtype=node.meta["dtype"], device=network.device)
-            elif node.op == "get_attr":
-                values[node] = mode.from_tensor(network.constants[str(node.target)])
-            elif node.op == "call_function":
-                values[node] = call(node, values)
-            else:
-                continue
-            _compare(node, values[node])
-            if node.op != "get_attr":
-                total += _size(values[node], node.meta["shape"])
-    return total
+    sizes = []
+
+    def look(node: fx.Node, value: object) -> None:
+        _compare(node, value)
+        if node.op != "get_attr":
+            sizes.append(_size(value, node.meta["shape"]))
+
+    fake_run(network, _BATCH, look)
+    return sum(sizes)
 
 
 def _compare(node: fx.Node, value: object) -> None:

@@ -291,7 +291,7 @@ def annotate(network: Network) -> Network:
     graph does not run.
     """
     with TRACING:
-        runs = [_fake_run(network, batch) for batch in _SHAPE_BATCHES]
+        runs = [fake_run(network, batch) for batch in _SHAPE_BATCHES]
     for node in network.graph.nodes:
         first, second = (run.get(node) for run in runs)
         if isinstance(first, Tensor) and isinstance(second, Tensor):
@@ -307,7 +307,11 @@ def annotate(network: Network) -> Network:
     return network
 
 
-def _fake_run(network: Network, batch: int) -> dict[fx.Node, Value]:
+def fake_run(
+    network: Network, batch: int, look: Callable[[fx.Node, Value], None] = lambda node, value: None
+) -> dict[fx.Node, Value]:
+    """Every node's value but the output's for so many samples, on tensors without storage; `look` sees each as soon as
+    it is there."""
     values: dict[fx.Node, Value] = {}
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
         for node in network.graph.nodes:
@@ -318,6 +322,9 @@ def _fake_run(network: Network, batch: int) -> dict[fx.Node, Value]:
                 values[node] = mode.from_tensor(network.constants[str(node.target)])
             elif node.op == "call_function":
                 values[node] = call(node, values)
+            else:
+                continue
+            look(node, values[node])
     return values
 
 

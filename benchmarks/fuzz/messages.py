@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from models.scan import varint as numbers
+
 VARINT, BYTES = 0, 2
 _FIXED = {1: 8, 5: 4}
 
@@ -21,7 +23,7 @@ class Field:
 
 
 def parse(data: bytes, descriptor: Any) -> list[Field]:
-    """The fields of a valid message of this type (a protobuf descriptor)."""
+    """The fields of a message of this type (a protobuf descriptor). Raises ValueError where a number has no end."""
     known = descriptor.fields_by_number
     fields, position = [], 0
     while position < len(data):
@@ -76,11 +78,7 @@ def varint(value: int) -> bytes:
 
 
 def _read(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
+    found = numbers.read(data, position, len(data))
+    if found is None:
+        raise ValueError("the message ends within a number")
+    return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fusion.errors import BadFile
 from models.formats.strangers import ACCEPTED, is_whole_zip, refuse
+from models.scan import varint
 
 if TYPE_CHECKING:
     from models.opened import Source
@@ -116,31 +117,15 @@ def _is_onnx(probe: Probe) -> bool:
 def _fields(data: bytes, size: int) -> Iterator[tuple[int, int]]:
     """(field number, wire type) of the top-level fields within the bytes at hand; (0, 0) for nonsense."""
     position = 0
-    while position < len(data):
-        key, position = _varint(data, position)
-        if position > len(data):
-            return
-        number, wire = key >> 3, key & 7
+    while (key := varint.read(data, position, len(data))) is not None:
+        number, wire = key[0] >> 3, key[0] & 7
         yield number, wire
-        if wire not in (0, 2):
+        value = varint.read(data, key[1], len(data)) if wire in (0, 2) else None
+        if value is None:
             return
-        value, position = _varint(data, position)
-        if wire == 2:
-            position += value
-            if value > max(size, 1 << 31):
-                yield 0, 0
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(data) and shift < 64:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    return value, len(data) + 1
+        position = value[1] + (value[0] if wire == 2 else 0)
+        if wire == 2 and value[0] > max(size, 1 << 31):
+            yield 0, 0
 
 
 FORMATS: dict[str, Format] = {

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from fusion.errors import BadFile
+from models.scan import varint
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
@@ -102,15 +103,10 @@ def _fields(descriptor: Any) -> Mapping[int, _Field]:
 
 
 def _varint(data: bytes, position: int, end: int, name: str) -> tuple[int, int]:
-    value = shift = 0
-    while position < end and shift < 64:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise damaged(name)
+    found = varint.read(data, position, end)
+    if found is None:
+        raise damaged(name)
+    return found
 
 
 def _check_text(data: bytes, start: int, length: int, field: str, bounds: Bounds, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,11 +57,10 @@ def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
     frozen = evaluation_twin(module)
     # torch.export takes sizes of 0 and 1 for fixed, so the batch it sees is 2.
     inputs = tuple(_with_batch(x, 2) for x in example)
-    shapes = tuple({0: Dim.AUTO} for _ in inputs)
     try:
         with TRACING, torch.no_grad():
             program = torch.export.export(
-                frozen, inputs, dynamic_shapes=(shapes,) if _varargs(frozen) else shapes, strict=False
+                frozen, inputs, dynamic_shapes=_free_batch(frozen, inputs), strict=False
             )
     except ClearfoldError:
         raise
@@ -161,9 +161,12 @@ def _with_batch(x: Tensor, batch: int) -> Tensor:
     return x[:1].expand(batch, *x.shape[1:]).contiguous()
 
 
-def _varargs(module: nn.Module) -> bool:
-    code = getattr(module.forward, "__code__", None)
-    return bool(code is not None and code.co_flags & 0x04)
+def _free_batch(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """What torch.export wants to hear of each argument of forward, as its signature has them (a decorator's `*args` is
+    none of it): those that it takes by `*args` are a tuple."""
+    free = {0: Dim.AUTO}
+    taken = inspect.signature(module.forward).bind(*inputs).arguments.values()
+    return tuple(tuple(free for _ in value) if isinstance(value, tuple) else free for value in taken)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -186,3 +188,36 @@ def test_another_device_computes_the_same() -> None:
     network = fusion.capture(bottleneck(), (torch.randn(1, 3, 16, 16),)).to(dtype=torch.float64)
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(network.to(device="cuda")(x.cuda()).cpu(), network(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_decorated_forward_is_taken_by_its_own_signature() -> None:
+    """As the models of transformers have it: a wrapper that takes anything, around a forward with names."""
+
+    def decorated(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @functools.wraps(forward)
+        def wrapper(self: nn.Module, *args: object, **named: object) -> torch.Tensor:
+            return forward(self, *args, **named)
+
+        return wrapper
+
+    class Decorated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        @decorated
+        def forward(self, x: torch.Tensor, scale: float | None = None, **options: object) -> torch.Tensor:
+            return self.head(x)  # type: ignore[no-any-return]
+
+    module = Decorated()
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(fusion.capture(module, (x,))(x), module(x))
+
+
+def test_inputs_taken_as_one_tuple() -> None:
+    class Variadic(nn.Module):
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return inputs[0] * 2 + inputs[1]
+
+    x, y = torch.randn(2, 5, 4)
+    torch.testing.assert_close(fusion.capture(Variadic(), (x, y))(x, y), 2 * x + y)

@@ -1,4 +1,4 @@
-"""What all tests share: where the shared data lies, a seed, and servers that keep no process waiting."""
+"""What all tests share: where the shared data lies, a seed, memory given back, servers that keep no process waiting."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from models.memory import release
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -25,6 +27,13 @@ def _no_spare_converters() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLEARFOLD_SPARE_CONVERTER", "false")
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_back() -> Iterator[None]:
+    """What a file's networks and graphs took goes back with it: by the end it would be ten gigabytes."""
+    yield
+    release()
 
 
 @pytest.fixture(autouse=True)

@@ -9,78 +9,32 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.networks import TORCHVISION, Architecture
 from fusion.errors import BadFile, ClearfoldError, UnsafeFile, UnsupportedOperator
 from models.formats.torchscript import read
 from models.formats.torchscript.archive import inspect
 from tests.models.nets import scripted, small, traced
+from tests.support.hostile import ReadsInForward, ReadsOnLoad, WritesInForward, WritesOnLoad
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class WritesInForward(nn.Module):
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.path = path
-        self.fc = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        torch.ops.aten.save(x, self.path)
-        return self.fc(x.mean([2, 3]))
-
-
-class ReadsInForward(WritesInForward):
-    def forward(self, x: Tensor) -> Tensor:
-        found = torch.from_file(self.path, False, 4, dtype=torch.uint8)
-        return self.fc(x.mean([2, 3])) + found.sum()
-
-
-class Writer(nn.Module):
-    """Has a state of its own, so that loading it runs its code."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.path = path
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-    @torch.jit.export
-    def __getstate__(self) -> tuple[str, bool]:
-        return self.path, self.training
+class Restorer(WritesOnLoad):
+    """The same without the harm."""
 
     @torch.jit.export
     def __setstate__(self, state: tuple[str, bool]) -> None:
         self.path = state[0]
         self.training = state[1]
-        torch.ops.aten.save(torch.zeros(3), self.path)
-
-
-class Reader(Writer):
-    @torch.jit.export
-    def __setstate__(self, state: tuple[str, bool]) -> None:
-        self.path = state[0]
-        self.training = bool(torch.from_file(self.path, False, 1).sum() > 0)
-
-
-class Restorer(Writer):
-    @torch.jit.export
-    def __setstate__(self, state: tuple[str, bool]) -> None:
-        self.path = state[0]
-        self.training = state[1]
-
-
-def on_load(part: type[Writer]) -> Callable[[str], nn.Module]:
-    return lambda path: nn.Sequential(part(path), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
 
 
 def touched(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-@pytest.mark.parametrize("kind", [WritesInForward, on_load(Writer)], ids=["forward", "load"])
+@pytest.mark.parametrize("kind", [WritesInForward, WritesOnLoad], ids=["forward", "load"])
 def test_writing_a_file_is_refused_before_it_happens(
     kind: Callable[[str], nn.Module], tmp_path: Path
 ) -> None:
@@ -93,7 +47,7 @@ def test_writing_a_file_is_refused_before_it_happens(
     assert touched(victim)
 
 
-@pytest.mark.parametrize("kind", [ReadsInForward, on_load(Reader)], ids=["forward", "load"])
+@pytest.mark.parametrize("kind", [ReadsInForward, ReadsOnLoad], ids=["forward", "load"])
 def test_reading_a_file_is_refused(kind: Callable[[str], nn.Module], tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(range(64)))
     path = scripted(kind(str(tmp_path / "secret")).eval(), tmp_path / "net.pt")
@@ -264,7 +218,7 @@ def test_code_that_cannot_be_parsed_is_a_bad_file(tmp_path: Path) -> None:
 
 
 def test_state_of_its_own_without_harm_passes(tmp_path: Path) -> None:
-    path = scripted(on_load(Restorer)("x").eval(), tmp_path / "net.pt")
+    path = scripted(nn.Sequential(Restorer("x"), nn.Linear(3, 2)).eval(), tmp_path / "net.pt")
     source = read(path, size=(8, 8))
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(source.module(x), source.original(x))

@@ -73,22 +73,12 @@ def _at(
     done: dict[str, Any],
 ) -> Any:
     """A value at one batch size, if it depends on nothing else; `done` has those that were computed before."""
-    if name not in done:
-        done[name] = _at_now(name, batch, values, makers, free, done)
-    return done[name]
-
-
-def _at_now(
-    name: str,
-    batch: int,
-    values: Mapping[str, Any],
-    makers: Mapping[str, Step],
-    free: SymInt,
-    done: dict[str, Any],
-) -> Any:
+    if name in done:
+        return done[name]
     value = values[name]
     if not isinstance(value, Tensor):
-        return numbers(_number(item, batch, free) for item in value.reshape(-1)).reshape(value.shape)
+        sizes = (_number(item, batch, free) for item in value.reshape(-1))
+        return done.setdefault(name, numbers(sizes).reshape(value.shape))
     step = makers.get(name)
     if step is None:
         raise _DependsOnImage
@@ -104,7 +94,8 @@ def _at_now(
             case Batched():
                 arguments.append(numbers(argument.sizes(batch)))
     results = step.run(step.node, *arguments)
-    return results[step.node.outputs.index(name)] if isinstance(results, tuple) else results
+    found = results[step.node.outputs.index(name)] if isinstance(results, tuple) else results
+    return done.setdefault(name, found)
 
 
 def _number(item: Any, batch: int, free: SymInt) -> Any:

@@ -2,7 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+from fusion.outputs import default_of
 
 
 class ProblemDocument(BaseModel):
@@ -107,6 +109,11 @@ class Model(BaseModel):
     fusion: FusionCounts
     certificate: Certificate
     notes: list[str]
+
+    @computed_field(description="The output that is explained where `target` names none")  # type: ignore[prop-decorator]
+    @property
+    def default_output(self) -> str:
+        return default_of(self.outputs).name
 
 
 class Layer(BaseModel):

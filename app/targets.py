@@ -40,7 +40,7 @@ class OutputTarget(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     output: str | int | None = Field(
-        None, description="Name or position; by default the class scores or the first"
+        None, description="Name or position; by default the class scores, or the first that holds no boxes"
     )
     index: int | list[int] | None = Field(None, description="One value, as [anchor, class]")
     channel: int | str | None = Field(None, description="One channel, by index or label")

@@ -52,14 +52,21 @@ T = TypeVar("T", bound=Output)
 
 
 def default_of(outputs: Sequence[T]) -> T:
-    """The output that is explained where none is named: the first with class scores, else the first."""
-    return next((output for output in outputs if output.kind == "scores"), outputs[0])
+    """The output that is explained where none is named: the first with class scores, else the first that is no table of
+    boxes (a detector decides by what stands beside them), else the first."""
+    return outputs[_default([output.kind for output in outputs])]
+
+
+def _default(kinds: Sequence[Kind]) -> int:
+    if "scores" in kinds:
+        return kinds.index("scores")
+    return next((i for i, kind in enumerate(kinds) if kind != "boxes"), 0)
 
 
 def labelled(outputs: Sequence[tuple[Kind, Sequence[int | None]]]) -> int | None:
     """How many things labels can name in outputs of these kinds and shapes: classes, or else the channels of the output
     that is explained by default; None where it has none."""
-    kind, shape = next((output for output in outputs if output[0] == "scores"), outputs[0])
+    kind, shape = outputs[_default([kind for kind, _ in outputs])]
     axis = {"scores": 1, "map": 1, "rows": 2}.get(kind)
     return None if axis is None else shape[axis]
 

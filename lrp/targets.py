@@ -38,14 +38,14 @@ class Neurons:
 class Output:
     """A number made of one of the network's outputs: of a segmenter's map, a detector's raw head, an embedding.
 
-    name: the output's name or position; by default the class scores, or else the first output. index: one value of it,
-    by its place behind the images' axis, as (anchor, class) of [N, anchors, classes]. channel: this channel only, along
-    `axis` (which the output tells by itself where it can). region: the places that count: a Box, a mask [*places] (or
-    [H, W] in pixels of the input; weights count in sums and means), or "wins": where the channel is the largest of all,
-    positive if it is the only one; without a channel, where the one is that wins at the most places. reduce: "sum" (the
-    default), "mean", "max" (the largest value), "norm", or "cosine" (of the angle to `like`). like: values of the
-    output's shape, or an image, whose output they are; a sum is weighed by them (a dot product). A name alone stands
-    for what is explained of that output by default (`lrp.goals.default_output`).
+    name: the output's name or position; by default the class scores, or else the first output that is no table of
+    boxes. index: one value of it, by its place behind the images' axis, as (anchor, class) of [N, anchors, classes].
+    channel: this channel only, along `axis` (which the output tells by itself where it can). region: the places that
+    count: a Box, a mask [*places] (or [H, W] in pixels of the input; weights count in sums and means), or "wins": where
+    the channel is the largest of all, positive if it is the only one; without a channel, where the one is that wins at
+    the most places. reduce: "sum" (the default), "mean", "max" (the largest value), "norm", or "cosine" (of the angle
+    to `like`). like: values of the output's shape, or an image, whose output they are; a sum is weighed by them (a dot
+    product). A name alone stands for what is explained of that output by default (`lrp.goals.default_output`).
     """
 
     name: str | int | None = None

@@ -64,8 +64,8 @@ _PLAIN = ("id", "name", "format", "default", "classes", "parameters", "input")
 
 @dataclass(frozen=True)
 class Model:
-    """A network on the server; `classes` is None where it has no class scores, `outputs` is what can be explained.
-    `raw` has all that the server said of it."""
+    """A network on the server; `classes` is None where it has no class scores, `outputs` is what can be explained,
+    `default_output` what is where a target names none. `raw` has all that the server said of it."""
 
     id: str
     name: str
@@ -80,6 +80,7 @@ class Model:
     notes: tuple[str, ...]
     raw: dict[str, Any]
     outputs: tuple[Output, ...] = ()
+    default_output: str | None = None
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "Model":
@@ -95,6 +96,7 @@ class Model:
                 Output(entry["name"], entry["kind"], tuple(entry["shape"]))
                 for entry in document.get("outputs") or ()
             ),
+            default_output=document.get("default_output"),
         )
 
 

@@ -93,6 +93,7 @@ def test_the_outputs_are_listed(api: TestClient) -> None:
     ]
     read = Model.from_json(model)
     assert (read.classes, [output.kind for output in read.outputs]) == (None, ["map", "vector"])
+    assert read.default_output == model["default_output"] == "out"
 
 
 def test_the_shortest_call_says_what_it_explained(api: TestClient, image: bytes) -> None:

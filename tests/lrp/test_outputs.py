@@ -172,6 +172,18 @@ def test_a_cosine_is_that_of_the_angle_to_an_images_output(
     torch.testing.assert_close(by_image.relevance, dot.relevance / scale, rtol=1e-9, atol=1e-12)
 
 
+def test_a_detector_is_explained_by_its_scores_though_its_boxes_come_first(
+    module: Several, x: Tensor
+) -> None:
+    class Detector(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            rows = module(x)["rows"]
+            return {"boxes": rows[..., :4], "scores": rows[..., 4:].repeat(1, 1, 2)}
+
+    explained = lrp.Explainer(captured(Detector(), x), dtype=F64).explain(x).explained
+    assert [one.output for row in explained for one in row] == ["scores"] * len(x)
+
+
 def test_several_targets_are_each_their_own_and_cost_one_forward(
     explainer: lrp.Explainer, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,9 +63,9 @@ function rows({ predictions, explanation, busy, models, modelId }, session) {
  */
 function outputs(model, target, session) {
   if (!model || (model.classes !== null && model.outputs.length < 2)) return [];
-  return model.outputs.map(({ name, kind, shape }, place) => {
+  return model.outputs.map(({ name, kind, shape }) => {
     const named = JSON.stringify({ output: name });
-    const byDefault = target === null && model.classes === null && place === 0;
+    const byDefault = target === null && model.classes === null && name === model.default_output;
     const pressed = target === named || byDefault;
     return make(
       "li",
@@ -80,9 +80,10 @@ function outputs(model, target, session) {
 }
 
 /** How many classes can be chosen by index: those with scores, or the channels of a map. @param {import("./types.js").Model} model */
-export function choices({ classes, outputs }) {
+export function choices({ classes, outputs, default_output }) {
   if (classes !== null) return classes;
-  return outputs[0]?.kind === "map" ? (outputs[0].shape[1] ?? 0) : 0;
+  const explained = outputs.find(({ name }) => name === default_output);
+  return explained?.kind === "map" ? (explained.shape[1] ?? 0) : 0;
 }
 
 /**

@@ -20,6 +20,7 @@
  * @property {string[] | null} labels
  * @property {number | null} classes null where there are no class scores
  * @property {Output[]} outputs
+ * @property {string} default_output the one that is explained where none is chosen
  * @property {number} [parameters]
  * @property {any} [fusion] counts in a list, counts or the whole report in a description
  * @property {{inputs: number, max_absolute: number, max_relative: number} | null} [certificate]

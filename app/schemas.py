@@ -137,11 +137,21 @@ class Normalization(BaseModel):
     )
 
 
+class MergedLayer(BaseModel):
+    """A layer, or by the name of a sum the values themselves, that became a part of the layer it was added to."""
+
+    layer: str
+    into: str
+
+
 class FusionReport(FusionCounts):
     """Where each normalization went, and why what is left could not go."""
 
     certificate: float | None = Field(None, description="The largest of all folds")
     rows: list[Normalization]
+    merged: list[MergedLayer] = Field(
+        default_factory=list, description="Layers that read the same values and were added: one layer now"
+    )
 
 
 class ModelDetail(Model):

@@ -70,6 +70,14 @@ def _print(report: dict[str, Any], certificate: dict[str, Any], notes: tuple[str
         console.out.print(table)
     else:
         console.out.print("There are no normalization layers.")
+    for into in dict.fromkeys(merged["into"] for merged in report["merged"]):
+        layers = [merged["layer"] for merged in report["merged"] if merged["into"] == into]
+        console.out.print(
+            f"Merged into {into}, which reads the same values: {_short(layers)}.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     console.out.print(
         f"{report['folded']} folded, {report['partly']} partly, {report['kept']} kept. Certificate: outputs "
         f"differ from the original's by at most {certificate['max_relative']:.2g} (relative) on "

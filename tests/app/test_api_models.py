@@ -14,7 +14,17 @@ from fastapi.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
-from tests.support.served import CLASSES, SIZE, Running, encoded, eventually, picture, tiny_network
+from tests.support.served import (
+    CLASSES,
+    SIZE,
+    Branches,
+    Running,
+    encoded,
+    eventually,
+    picture,
+    save_onnx,
+    tiny_network,
+)
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -150,6 +160,11 @@ class TestReading:
         assert {key: whole[key] for key in model if key != "fusion"} == {
             key: value for key, value in model.items() if key != "fusion"
         }
+
+    def test_a_description_names_the_layers_that_became_one(self, api: TestClient, tmp_path: Path) -> None:
+        model = upload(api, save_onnx(Branches().eval(), tmp_path / "branches.onnx")).json()
+        whole = api.get(f"/v1/models/{model['id']}").json()
+        assert whole["fusion"]["merged"] == [{"layer": "narrow", "into": "wide"}]
 
     def test_the_builtin_network_is_the_default(self, api: TestClient) -> None:
         (model,) = api.get("/v1/models").json()["models"]

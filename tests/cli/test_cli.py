@@ -16,7 +16,7 @@ from PIL import Image
 import lrp
 from app import methods
 from app.cli import main
-from tests.support.served import SIZE, Running, picture, save_onnx, tiny_network
+from tests.support.served import SIZE, Branches, Running, picture, save_onnx, tiny_network
 
 
 class Done(NamedTuple):
@@ -229,6 +229,12 @@ class TestFuse:
         said = json.loads(run("fuse", onnx_file, "--json").out)
         assert [row["outcome"] for row in said["report"]["rows"]] == ["folded", "folded"]
         assert said["certificate"]["max_relative"] < 1e-5
+
+    def test_layers_that_became_one_are_named(self, run, tmp_path: Path) -> None:
+        file = save_onnx(Branches().eval(), tmp_path / "branches.onnx")
+        assert "Merged into wide, which reads the same values: narrow." in run("fuse", file).out
+        said = json.loads(run("fuse", file, "--json").out)
+        assert said["report"]["merged"] == [{"layer": "narrow", "into": "wide"}]
 
     @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
     def test_written(self, run, onnx_file: Path, tmp_path: Path, suffix: str) -> None:

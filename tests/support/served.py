@@ -53,6 +53,20 @@ def tiny_network(seed: int = 0) -> nn.Module:
     return network.eval()
 
 
+class Branches(nn.Module):
+    """Two convolutions of the same values, added: they become one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide, self.narrow = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = (self.wide(x) + self.narrow(x)).relu().mean((2, 3))
+        return self.head(y)  # type: ignore[no-any-return]
+
+
 def save_onnx(network: nn.Module, path: Path, example: torch.Tensor | None = None) -> Path:
     x = torch.zeros(2, 3, SIZE, SIZE) if example is None else example
     with TRACING:  # a server of an earlier test may still be at work in this process

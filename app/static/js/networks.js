@@ -113,6 +113,14 @@ export function fusionWords(model) {
   return `Of ${plural(all, "normalization")}, ${folded} folded away, ${partly} in part, ${kept} kept with a stated rule.`;
 }
 
+/** Layers that became a part of one that reads the same values. @param {Model} model */
+function mergedWords({ fusion }) {
+  /** @type {{layer: string, into: string}[]} */
+  const merged = fusion?.merged ?? [];
+  const shown = merged.slice(0, 4).map(({ layer, into }) => `${layer} into ${into}`);
+  return shown.join(", ") + (merged.length > shown.length ? ` and ${merged.length - shown.length} more` : "");
+}
+
 const list = (/** @type {number[] | undefined} */ values) => (values ?? []).map((x) => number(x)).join(", ");
 
 /** @param {Model} model @param {import("./session.js").Session} session @returns {Node[]} */
@@ -129,6 +137,7 @@ function report(model, session) {
           `measured on ${plural(certificate.inputs, "input")}.`
         : "",
     ],
+    ["Merged", mergedWords(model)],
     ["Input", [sizeWords(model), input?.order, input?.resize && { squash: "squashed", crop: "cropped" }[input.resize]].filter(Boolean).join(", ")],
     ["Mean", list(input?.mean)],
     ["Std", list(input?.std)],

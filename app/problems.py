@@ -42,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "model-not-ready": Kind(503, "The network is not ready yet"),
     "model-protected": Kind(409, "The built-in network stays"),
     "bad-file": Kind(422, "The file is no network that can be read"),
+    "missing-data": Kind(422, "The network's weights are in a file that is not there"),
     "unsafe-file": Kind(422, "The file could do more than describe a network"),
     "capture-failed": Kind(422, "The network cannot be captured"),
     "unsupported-operator": Kind(422, "The network uses an operator that is not supported"),

@@ -17,6 +17,12 @@ class BadFile(ClearfoldError):
     code = "bad-file"
 
 
+class MissingData(BadFile):
+    """A file whose weights are in other files that are not there."""
+
+    code = "missing-data"
+
+
 class UnsafeFile(ClearfoldError):
     """A file that could do more than describe a network; nothing of it was run."""
 

@@ -38,7 +38,7 @@ ModelId = Annotated[str, Path(description="Id, unique prefix of an id (8 charact
 Numbers = Annotated[str | None, Query(pattern=r"^\s*-?[\d.eE+-]+(\s*,\s*-?[\d.eE+-]+)*\s*$")]
 
 _UPLOAD_PROBLEMS = problems(
-    "body-too-large", "unsupported-media-type", "invalid-parameter", "bad-file", "unsafe-file",
+    "body-too-large", "unsupported-media-type", "invalid-parameter", "bad-file", "missing-data", "unsafe-file",
     "unsupported-operator", "nothing-to-explain", "non-finite-weights", "capture-failed", "not-equivalent",
     "format-refused", "conversion-failed", "conversion-timeout", "conversion-out-of-memory", "disk-full",
     "overloaded", "model-not-ready",

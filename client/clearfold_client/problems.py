@@ -71,6 +71,7 @@ class UnsupportedModel(Problem):
     codes = frozenset(
         {
             "bad-file",
+            "missing-data",
             "unsafe-file",
             "capture-failed",
             "unsupported-operator",

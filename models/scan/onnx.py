@@ -12,6 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fusion.errors import BadFile
+from models.scan.external import embed
 from models.scan.functions import STANDARD, check_functions
 from models.scan.graphs import check_order, check_size
 from models.scan.signatures import check_signatures
@@ -40,6 +41,14 @@ def decode(data: bytes, name: str) -> onnx.ModelProto:
     The data of its tensors is copied. No path that it holds is followed. Raises BadFile, and UnsupportedOperator for
     domains that are not read.
     """
+    proto = parse(data, name)
+    embed(proto, None, name)
+    check(proto, name)
+    return proto
+
+
+def parse(data: bytes, name: str) -> onnx.ModelProto:
+    """A file's bytes as protobuf, counted and not looked into any further. Raises BadFile."""
     survey(data, onnx.ModelProto.DESCRIPTOR, _BOUNDS, name)
     proto = onnx.ModelProto()
     try:
@@ -48,9 +57,13 @@ def decode(data: bytes, name: str) -> onnx.ModelProto:
         raise damaged(name) from error
     if not proto.ir_version or not proto.opset_import or not proto.graph.node:
         raise BadFile(f"{name} is not a readable ONNX file: it holds no network. Export it again.")
-    for check in _CHECKS:
-        check(proto, name)
     return proto
+
+
+def check(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse what a tool would hang or crash on, in a network that has all its data. Raises as `decode`."""
+    for refuse in _CHECKS:
+        refuse(proto, name)
 
 
 def _check_opset(proto: onnx.ModelProto, name: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import PurePosixPath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
@@ -30,10 +29,9 @@ _COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
 
 
 def check_tensors(proto: onnx.ModelProto, name: str) -> None:
-    """Refuse data that is elsewhere or missing, and kinds of numbers that ONNX does not have."""
+    """Refuse data that is missing, and kinds of numbers that ONNX does not have; data in other files has been taken in
+    by then (`models.scan.external`)."""
     for tensor in tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise _external(tensor, name)
         _check_data(tensor, name)
 
 
@@ -82,38 +80,34 @@ def _of_attribute(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
         yield from (sparse.values, sparse.indices)
 
 
-def _external(tensor: onnx.TensorProto, name: str) -> BadFile:
-    """No path in the file is followed, wherever it leads: the message only tells those apart that lead elsewhere."""
-    place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    parts = (*PurePosixPath(place).parts, *PureWindowsPath(place).parts)
-    if ".." in parts or PurePosixPath(place).is_absolute() or PureWindowsPath(place).anchor:
-        return BadFile(
-            f"{name} points at a file outside of its folder ('{place[:200]}', for the weights '{tensor.name}'). "
-            "Such files are not read. Save the network as a single file."
-        )
-    return BadFile(
-        f"{name} keeps weights ('{tensor.name}') in another file. Save it as a single file "
-        "(torch.onnx.export with external_data=False, or onnx.save with save_as_external_data=False)."
-    )
+def declared_bytes(tensor: onnx.TensorProto, name: str) -> int:
+    """How many raw bytes a tensor's shape and kind of numbers take. Raises BadFile where it can have none."""
+    kind, elements = _declared(tensor, name)
+    if kind == ir.DataType.STRING:
+        raise broken(tensor, "keeps text as raw bytes", name)
+    return -(-elements * kind.bitwidth // 8)
+
+
+def _declared(tensor: onnx.TensorProto, name: str) -> tuple[ir.DataType, int]:
+    """The kind and the number of a tensor's elements."""
+    kind = ir.DataType(tensor.data_type if tensor.data_type in _KINDS else 0)
+    if kind == ir.DataType.UNDEFINED:
+        raise broken(tensor, f"is of an element type ({tensor.data_type}) that ONNX does not have", name)
+    dims = tuple(tensor.dims)
+    if len(dims) > _MOST_DIMENSIONS or min(dims, default=0) < 0:
+        raise broken(tensor, f"has the shape {list(dims[:8])}, which no tensor has", name)
+    return kind, math.prod(dims)
 
 
 def _check_data(tensor: onnx.TensorProto, name: str) -> None:
-    kind = ir.DataType(tensor.data_type if tensor.data_type in _KINDS else 0)
-    if kind == ir.DataType.UNDEFINED:
-        raise _broken(tensor, f"is of an element type ({tensor.data_type}) that ONNX does not have", name)
-    dims = tuple(tensor.dims)
-    if len(dims) > _MOST_DIMENSIONS or min(dims, default=0) < 0:
-        raise _broken(tensor, f"has the shape {list(dims[:8])}, which no tensor has", name)
-    elements = math.prod(dims)
+    kind, elements = _declared(tensor, name)
     if tensor.HasField("raw_data"):
-        if kind == ir.DataType.STRING:
-            raise _broken(tensor, "keeps text as raw bytes", name)
-        unit, needed, held = "bytes", -(-elements * kind.bitwidth // 8), len(tensor.raw_data)
+        unit, needed, held = "bytes", declared_bytes(tensor, name), len(tensor.raw_data)
     else:
         unit, needed = "values", _values(kind, elements)
         held = len(getattr(tensor, _FIELDS.get(kind, "int32_data")))
     if needed != held:
-        raise _broken(tensor, f"declares {needed:,} {unit} and holds {held:,}", name)
+        raise broken(tensor, f"declares {needed:,} {unit} and holds {held:,}", name)
 
 
 def _values(kind: ir.DataType, elements: int) -> int:
@@ -125,7 +119,8 @@ def _values(kind: ir.DataType, elements: int) -> int:
     return -(-elements // (8 // kind.bitwidth))
 
 
-def _broken(tensor: onnx.TensorProto, what: str, name: str) -> BadFile:
+def broken(tensor: onnx.TensorProto, what: str, name: str) -> BadFile:
+    """The error for a tensor that no tool can have written on purpose."""
     return BadFile(
         f"{name} is not a readable ONNX file: the tensor '{tensor.name}' {what}. "
         "The file is truncated, damaged or hostile: export it again."

@@ -32,7 +32,7 @@ ATTACKS: dict[str, Attack] = {
     "functions-that-multiply": (lambda _: hostile.functions(2, 27), "net.onnx", "bad-file", "67108864 nodes"),
     "functions-in-a-chain": (lambda _: hostile.functions(1, 3000), "net.onnx", "bad-file", "100 deep"),
     "weights-outside": (lambda _: hostile.external("../../etc"), "net.onnx", "bad-file", "outside of its"),
-    "weights-beside": (lambda _: hostile.external("secret"), "net.onnx", "bad-file", "single file"),
+    "weights-beside": (lambda _: hostile.external("secret"), "net.onnx", "missing-data", "'secret', which"),
     "200-gigabytes": (lambda _: hostile.declared(50 * 10**9), "net.onnx", "bad-file", "holds 0"),
     "a-filled-tensor": (lambda _: hostile.filled([2**36]), "net.onnx", "bad-file", "asks for a tensor"),
     "an-endless-loop": (lambda _: hostile.endless(), "net.onnx", "bad-file", "loops unroll"),

@@ -17,7 +17,7 @@ from models.formats.onnx.images import Image, find
 from models.formats.onnx.module import OnnxModule
 from models.formats.onnx.plan import Plan, make
 from models.formats.onnx.runtime import Runtime
-from models.scan.onnx import decode
+from models.formats.onnx.whole import open_whole
 
 __all__ = ["OnnxSource", "read"]
 
@@ -39,18 +39,16 @@ class OnnxSource:
 
 
 def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
-    """Read an ONNX file. `size` (height, width) is needed where the file leaves the image size open.
+    """Read an ONNX file, with the data files that it names in its own folder. `size` (height, width) is needed where
+    the file leaves the image size open.
 
-    Raises BadFile for files that are damaged, hostile or no image network, BadInput for a wrong or missing
+    Raises BadFile for files that are damaged, hostile or no image network, MissingData, BadInput for a wrong or missing
     size, UnsupportedOperator, and NonFiniteWeights.
     """
     name = Path(path).name
-    try:
-        stored = Path(path).open("rb")  # noqa: SIM115 (the runtime reads it again, when it is first asked)
-    except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror}. Check the path.") from error
-    # Neither the bytes nor the decoded file stay: large networks would be held several times over.
-    file = flatten(decode(stored.read(), name), name)
+    proto, stored = open_whole(Path(path))
+    file = flatten(proto, name)
+    del proto  # neither the bytes nor the decoded file stay: large networks would be held several times over
     if not file.outputs:
         raise BadFile("The file declares no output. Export it again.")
     image = find(file.inputs, size)

@@ -45,8 +45,8 @@ class Runtime:
     def _source(self) -> str | bytes:
         """The file under a name that its descriptor gives it, else its bytes, which take their size in memory more.
 
-        (By a name, the runtime would also open other files that the network refers to: those are refused when the
-        network is read.)"""
+        (By a name, the runtime would also open other files that the network refers to: there are none any more when
+        the network has been read.)"""
         name = Path(f"/dev/fd/{self.file.fileno()}")
         if name.exists():
             return str(name)

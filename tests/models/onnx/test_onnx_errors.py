@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import build
 
-from fusion.errors import BadFile, BadInput, NonFiniteWeights, UnsupportedOperator
+from fusion.errors import BadFile, BadInput, MissingData, NonFiniteWeights, UnsupportedOperator
 from models.formats.onnx import read
 
 Save = Callable[[onnx.ModelProto], Path]
@@ -83,7 +83,7 @@ def external(name: str, place: str = "net.onnx.data") -> TensorProto:
 def test_external_data_in_an_initializer(save: Save) -> None:
     model = conv(w=WEIGHT)
     model.graph.initializer[0].CopyFrom(external("w"))
-    with pytest.raises(BadFile, match="another file"):
+    with pytest.raises(MissingData, match=r"'net\.onnx\.data', which is not beside it"):
         read(save(model))
 
 
@@ -96,12 +96,12 @@ def test_external_data_outside_of_the_folder(save: Save, place: str) -> None:
 
 
 def test_external_data_in_a_constant_of_a_subgraph(save: Save) -> None:
-    constant = helper.make_node("Constant", [], ["z"], value=external("hidden"))
+    constant = helper.make_node("Constant", [], ["z"], value=external("z", "hidden.data"))
     inner = helper.make_graph(
         [constant], "g", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)]
     )
     node = helper.make_node("If", ["c"], ["q"], then_branch=inner, else_branch=inner)
-    with pytest.raises(BadFile, match="'hidden'"):
+    with pytest.raises(MissingData, match=r"'hidden\.data'"):
         read(save(build([node, RELU], IMAGE, {"c": np.array(True)})))
 
 

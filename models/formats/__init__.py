@@ -22,7 +22,8 @@ HEAD_BYTES = 4096
 
 @dataclass(frozen=True)
 class Probe:
-    """What is looked at to tell a format: the first bytes and, for zip archives, the names inside."""
+    """What is looked at to tell a format: the first bytes and, for zip archives, the names inside (those below a folder
+    without it)."""
 
     path: Path
     head: bytes
@@ -37,7 +38,7 @@ class Probe:
             entries = None
             if is_whole_zip(path):
                 with zipfile.ZipFile(path) as archive:
-                    entries = frozenset(name.partition("/")[2] for name in archive.namelist())
+                    entries = frozenset(name.partition("/")[2] or name for name in archive.namelist())
         except (OSError, zipfile.BadZipFile, ValueError) as error:
             raise BadFile(f"'{path.name}' cannot be read ({error}). Export or copy it again.") from error
         return cls(path, head, path.stat().st_size, entries)
@@ -89,8 +90,7 @@ def _read_exported(path: Path, *, size: tuple[int, int] | None = None) -> Source
 
 def _is_exported(probe: Probe) -> bool:
     names = probe.entries or frozenset()
-    old = any(name.endswith("serialized_exported_program.json") for name in names)
-    return old or "models/model.json" in names
+    return bool(names & {"models/model.json", "serialized_exported_program.json"})
 
 
 def _is_zip(probe: Probe) -> bool:

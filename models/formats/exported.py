@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fusion.errors import BadFile
+from fusion.network import op_name
 from models.formats.probing import DEFAULT_SIZE, first_line, map_tensors
 from models.formats.torchscript.allowed import GLOBALS, vocabulary
 from models.opened import Source
@@ -22,6 +26,7 @@ from models.scan.zips import Contents, contents
 
 # Beyond tensors, their example inputs remember which axes are free.
 _GLOBALS = GLOBALS | {("torch._tensor", "_rebuild_from_type_v2"), ("torch", "Tensor"), ("__builtin__", "set")}
+PROGRAM = "serialized_exported_program.json"  # of the flat layout
 MAX_METADATA_BYTES = 4 * 1024 * 1024
 
 
@@ -31,11 +36,15 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> Source:
 
     Raises UnsafeFile where the file could do more than describe a network, BadFile where torch cannot load it.
     """
-    found = contents(path, path.name, lambda entry: entry.startswith("extra/"))
-    scan_program(found, vocabulary().operators, lambda module, name: (module, name) in _GLOBALS)
-    metadata = _metadata(found)
+    flat = _is_flat(path)
+    extra = "extra_files" if flat else "extra"
+    found = contents(
+        path, path.name, lambda entry: entry.startswith(f"{extra}/"), flat_but=extra if flat else None
+    )
+    scan_program(found, vocabulary().operators, lambda module, name: (module, name) in _GLOBALS, extra)
+    metadata = _metadata(found, extra)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _unheard("torch.export"):
             warnings.simplefilter("ignore")
             program = torch.export.load(path)
     except Exception as error:  # its reader raises whatever the damaged part leads to
@@ -83,6 +92,9 @@ def _specialized(program: ExportedProgram, batch: int | None, example: Tensor) -
     input: there it is read from the input again."""
     twin = copy.copy(program)
     twin._graph_module = copy.deepcopy(program.graph_module)
+    # A copy renames what is called like something of Python's ("input"); the signature keeps to the names.
+    for node, copied in zip(program.graph.nodes, twin.graph.nodes, strict=True):
+        copied.name = node.name
     image = next(node for node in twin.graph.nodes if node.name == program.graph_signature.user_inputs[0])
     image.meta["val"] = torch.empty(example.shape, dtype=example.dtype, device="meta")
     if batch is None:
@@ -94,7 +106,7 @@ def _specialized(program: ExportedProgram, batch: int | None, example: Tensor) -
         if node is count or not dependent.intersection(node.all_input_nodes):
             continue
         dependent.add(node)
-        position = _RESHAPES.get(str(node.target).split(".")[1] if node.op == "call_function" else "")
+        position = _RESHAPES.get(op_name(node))
         if position is not None:
             shape = list(node.args[position])
             if shape and shape[0] == batch:
@@ -140,10 +152,31 @@ def _flat(value: Any, count: int) -> list[Tensor]:
     return [t for item in items if item is not None for t in _flat(item, count)]
 
 
-def _metadata(found: Contents) -> dict[str, Any]:
+def _is_flat(path: Path) -> bool:
+    """Whether the archive is laid out as torch wrote it before 2.8: its entries in no folder."""
+    with zipfile.ZipFile(path) as archive:
+        return PROGRAM in archive.namelist()
+
+
+@contextmanager
+def _unheard(name: str) -> Iterator[None]:
+    """What a logger says below an error is dropped: of the older layout, that it is none of the newer."""
+    logger = logging.getLogger(name)
+
+    def grave(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(grave)
+    try:
+        yield
+    finally:
+        logger.removeFilter(grave)
+
+
+def _metadata(found: Contents, folder: str) -> dict[str, Any]:
     """JSON objects among the archive's extra files."""
     merged: dict[str, Any] = {}
-    extra = found.named(lambda entry: entry.startswith("extra/"))
+    extra = found.named(lambda entry: entry.startswith(f"{folder}/"))
     for _, data in found.read_all(e for e in extra if found.entries[e].file_size <= MAX_METADATA_BYTES):
         try:
             value = json.loads(data)

@@ -38,24 +38,28 @@ _FUNCTIONS = frozenset(
 _COMPILED = ("data/aotinductor/", "data/executorch/")
 
 
-def scan_program(found: Contents, operators: Container[str], allowed: Allowed) -> None:
+def scan_program(found: Contents, operators: Container[str], allowed: Allowed, extra: str) -> None:
     """Raises UnsafeFile for what no exported network needs, BadFile for what is damaged. `operators` ("aten::relu")
-    are those that may be called, `allowed` says which names pickles may call for."""
+    are those that may be called, `allowed` says which names pickles may call for; files below the folder `extra` are
+    the author's own, which nothing loads."""
+
+    def ending(*ends: str) -> list[str]:
+        return found.named(lambda entry: entry.endswith(ends) and not entry.startswith(f"{extra}/"))
+
     compiled = found.named(lambda entry: entry.startswith(_COMPILED))
     if compiled:
         raise UnsafeFile(
             f"'{found.name}' holds compiled code ('{compiled[0]}')", "Save it with torch.export.save alone."
         )
-    for entry in found.named(lambda entry: entry.endswith(".json") and not entry.startswith("extra/")):
+    for entry in ending(".json"):
         where = f"'{found.name}' ({entry})"
         stored = _parsed(found, entry, where)
         _scan_graph(stored, operators, where)
         for path in _pickled(stored, where):
             _scan_stored(found, f"{entry.rpartition('/')[0]}/{path}", allowed)
-    for entry in found.named(lambda entry: entry.endswith(".pt") and not entry.startswith("extra/")):
+    for entry in ending(".pt"):
         _scan_stored(found, entry, allowed)
-    pickles = found.named(lambda entry: entry.endswith(("pkl", "pickle")) and not entry.startswith("extra/"))
-    scan_entries(found, pickles, allowed)
+    scan_entries(found, ending("pkl", "pickle"), allowed)
 
 
 def _parsed(found: Contents, entry: str, where: str) -> Any:

@@ -34,7 +34,7 @@ _ENCRYPTED = 1
 
 @dataclass(frozen=True)
 class Contents:
-    """An archive's entries by their names below its one top folder."""
+    """An archive's entries by their names below its one top folder, or by their whole names in a flat one."""
 
     source: Path | bytes
     name: str
@@ -61,10 +61,12 @@ class Contents:
 DAMAGE = (zipfile.BadZipFile, EOFError, OSError, ValueError, zlib.error, NotImplementedError, RuntimeError)
 
 
-def contents(source: Path | bytes, name: str, may_be_compressed: Callable[[str], bool]) -> Contents:
+def contents(
+    source: Path | bytes, name: str, may_be_compressed: Callable[[str], bool], flat_but: str | None = None
+) -> Contents:
     """The entries of an archive, checked. `may_be_compressed` says of an entry's name in lower case whether torch
-    compresses such an entry. Raises BadFile for a damaged archive, UnsafeFile for one that torch would not have
-    written."""
+    compresses such an entry. `flat_but` is the one folder of an archive whose entries are in no top folder otherwise.
+    Raises BadFile for a damaged archive, UnsafeFile for one that torch would not have written."""
     try:
         with _opened(source) as file:
             start, total = _directory(file, name)
@@ -72,7 +74,8 @@ def contents(source: Path | bytes, name: str, may_be_compressed: Callable[[str],
                 infos = archive.infolist()
                 if archive.start_dir != start or len(infos) != total:
                     raise zipfile.BadZipFile("its directory is not where it says")
-            entries = _named(infos, name)
+            named = _named(infos, name) if flat_but is None else _flat(infos, flat_but, name)
+            entries = _unique(named, name)
             _check_sizes(entries, may_be_compressed, name)
             _check_places(file, infos, start)
     except DAMAGE as error:
@@ -117,9 +120,8 @@ def _directory(file: BinaryIO, name: str) -> tuple[int, int]:
     return int(start), int(total)
 
 
-def _named(infos: list[zipfile.ZipInfo], name: str) -> dict[str, zipfile.ZipInfo]:
-    entries: dict[str, zipfile.ZipInfo] = {}
-    seen: set[str] = set()
+def _named(infos: list[zipfile.ZipInfo], name: str) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+    """The entries by their names below the one top folder."""
     folders: set[str] = set()
     for info in infos:
         folder, _, inner = info.orig_filename.partition("/")
@@ -128,14 +130,35 @@ def _named(infos: list[zipfile.ZipInfo], name: str) -> dict[str, zipfile.ZipInfo
             raise BadFile(f"'{name}' is a zip archive, but none of torch's. {ACCEPTED}")
         odd = not folder or ".." in parts or "." in parts
         if odd or "\\" in info.orig_filename or "\0" in info.orig_filename or "//" in inner:
-            raise UnsafeFile(f"'{name}' holds the path '{info.orig_filename}'", "Torch writes no such path.")
+            raise _no_such_path(info, name)
+        folders.add(folder)
+        yield inner, info
+    if len(folders) > 1:
+        raise UnsafeFile(f"'{name}' holds more than one top folder", "An archive of torch's has one.")
+
+
+def _flat(infos: list[zipfile.ZipInfo], folder: str, name: str) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+    """The entries by their whole names. None is deeper than the one folder, so that a reader that takes it for the top
+    of an archive finds no network in it."""
+    for info in infos:
+        plain = info.orig_filename.removeprefix(f"{folder}/")
+        if plain in ("", ".", "..") or any(odd in plain for odd in "/\\\0"):
+            raise _no_such_path(info, name)
+        yield info.orig_filename, info
+
+
+def _no_such_path(info: zipfile.ZipInfo, name: str) -> UnsafeFile:
+    return UnsafeFile(f"'{name}' holds the path '{info.orig_filename}'", "Torch writes no such path.")
+
+
+def _unique(named: Iterable[tuple[str, zipfile.ZipInfo]], name: str) -> dict[str, zipfile.ZipInfo]:
+    entries: dict[str, zipfile.ZipInfo] = {}
+    seen: set[str] = set()
+    for inner, info in named:
         if inner.lower() in seen:
             raise UnsafeFile(f"'{name}' holds '{inner}' twice", "Readers could disagree which one counts.")
         seen.add(inner.lower())
-        folders.add(folder)
         entries[inner] = info
-    if len(folders) > 1:
-        raise UnsafeFile(f"'{name}' holds more than one top folder", "An archive of torch's has one.")
     return entries
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._export.serde.schema import SCHEMA_VERSION
+from torch._export.serde.serialize import serialize
 
 import models
 from fusion.errors import BadFile, ClearfoldError, UnsafeFile
@@ -68,6 +70,64 @@ def test_what_torch_saves_is_read(program: Path) -> None:
     opened = models.open(program)
     x = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(opened.network(x), opened.original(x))
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network as torch wrote it before 2.8: no folder around it. Its input is called as one of Python's
+    functions."""
+    folder = tmp_path_factory.mktemp("flat")
+    shapes = ({0: torch.export.Dim("batch")},)
+    network = torch.nn.Sequential(small())
+    artifact = serialize(torch.export.export(network, (torch.randn(2, 3, 16, 16),), dynamic_shapes=shapes))
+    with zipfile.ZipFile(folder / "net.pt2", "w") as out:
+        out.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
+        out.writestr("serialized_exported_program.json", artifact.exported_program)
+        out.writestr("serialized_state_dict.pt", artifact.state_dict)
+        out.writestr("serialized_constants.pt", artifact.constants)
+        out.writestr("serialized_example_inputs.pt", artifact.example_inputs)
+        out.writestr("extra_files/about.json", json.dumps({"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}))
+    return folder / "net.pt2"
+
+
+def test_the_layout_of_older_versions_is_read(flat: Path) -> None:
+    opened = models.open(flat)
+    assert opened.format == "export"
+    assert opened.input.mean == (0.1, 0.2, 0.3)
+    x = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(opened.network(x), opened.original(x))
+
+
+@pytest.mark.parametrize(
+    "entry", ["extra_files/models/model.json", "more/x", "extra_files/../x", "extra_files/"]
+)
+def test_the_layout_of_older_versions_has_no_folders(entry: str, flat: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    with zipfile.ZipFile(path, "w") as out, zipfile.ZipFile(flat) as source:
+        out.writestr(entry, b"{}")
+        for info in source.infolist():
+            out.writestr(info, source.read(info))
+    with pytest.raises(ClearfoldError):
+        models.open(path)
+
+
+def test_pickles_of_the_older_layout_are_looked_at(flat: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    path = rewritten(
+        flat, tmp_path / "net.pt2", "serialized_example_inputs.pt", lambda _: stored(Makes(made))
+    )
+    with pytest.raises(UnsafeFile, match="mkdir"):
+        models.open(path)
+    assert not made.exists()
+
+
+def test_operators_of_the_older_layout_are_looked_at(flat: Path, tmp_path: Path) -> None:
+    def change(data: bytes) -> bytes:
+        return data.replace(b"torch.ops.aten.conv2d.default", b"torch.os.system")
+
+    path = rewritten(flat, tmp_path / "net.pt2", "serialized_exported_program.json", change)
+    with pytest.raises(UnsafeFile, match=r"os\.system"):
+        models.open(path)
 
 
 def test_an_unpickled_call_is_refused_before_it_happens(program: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class Request:
     """What to convert, and what the user says about it."""
 
     source: Path | str  # a str is the name of a zoo network
+    data: tuple[str, ...] = ()  # of its data files in the same folder; no other file there is let in
     size: tuple[int, int] | None = None
     description: dict[str, Any] | None = None
     name: str | None = None
@@ -53,6 +54,7 @@ class Request:
             options += [f"--name={self.name}"]
         for format_name in self.refused:
             options += ["--refuse", format_name]
+        options += [f"--data={name}" for name in self.data]
         return options
 
 
@@ -91,12 +93,14 @@ class Converter:
             self._work(options, program(source, scratch), folder, say, zoo=elsewhere)
             return admission.artefact(scratch, folder / "artefact", self.memory)
         with self._spare.taken() if self._spare else nullcontext() as waiting:
-            if waiting is not None and waiting.take(request.source, program):
+            if waiting is not None and waiting.take(request.source, request.data, program):
                 scratch = waiting.scratch
                 self._finish(waiting.child, "convert", say)
             else:
                 scratch = _scratch(folder)
-                self._work(["--read", source], program(source, scratch), folder, say)
+                files = [source, *(str(request.source.parent / name) for name in request.data)]
+                readable = [option for file in files for option in ("--read", file)]
+                self._work(readable, program(source, scratch), folder, say)
             return admission.artefact(scratch, folder / "artefact", self.memory)
 
     def export(self, artefact: Path, file: Path) -> None:

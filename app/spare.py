@@ -25,14 +25,12 @@ class Waiting:
     scratch: Path
     leave: ExitStack
 
-    def take(self, source: Path, program: Callable[[Path, Path], Sequence[str]]) -> bool:
-        """Begin the work `program(file, scratch)` on a file; False where the child has died meanwhile."""
-        file = self.inbox / source.name
-        try:
-            os.link(source, file)
-        except OSError:  # another volume, or one without links
-            shutil.copyfile(source, file)
-        return self.child.send(program(file, self.scratch))
+    def take(self, source: Path, data: Sequence[str], program: Callable[[Path, Path], Sequence[str]]) -> bool:
+        """Begin the work `program(file, scratch)` on a file with its data files of the same folder; False where the
+        child has died meanwhile."""
+        for name in (source.name, *data):
+            _put(source.parent / name, self.inbox / name)
+        return self.child.send(program(self.inbox / source.name, self.scratch))
 
     def close(self) -> None:
         self.child.end()
@@ -87,3 +85,11 @@ class Spare:
             stderr = stack.enter_context((folder / "stderr").open("w+b"))
             child = start([*self._options, "--wait", "--read", str(inbox)], [], scratch, stderr)
             return Waiting(child, inbox, scratch, stack.pop_all())
+
+
+def _put(source: Path, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, file)
+    except OSError:  # another volume, or one without links
+        shutil.copyfile(source, file)

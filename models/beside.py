@@ -8,7 +8,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 MOST_FILES = 2000  # one for each tensor is the most that exporters write
@@ -84,7 +84,7 @@ def identity(network: str, data: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps([network, sorted(data.items())]).encode()).hexdigest()
 
 
-def identity_on_disk(network: Path, names: tuple[str, ...] = ()) -> str:
+def identity_on_disk(network: Path, names: Sequence[str] = ()) -> str:
     """The same of a file and those of the data files of these names that are beside it."""
     with network.open("rb") as file:
         own = hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,11 +3,10 @@
 It is the only place where a file from outside is parsed, and runs in a child process (`models.worker`), so that a
 file that crashes its reader, or asks for more memory than there is, takes nothing else down. Arguments:
 
-    FILE FOLDER [--size HxW] [--description JSON] [--name NAME] [--refuse FORMAT]
+    FILE FOLDER [--size HxW] [--description JSON] [--name NAME] [--refuse FORMAT] [--data NAME]
 """
 
 import argparse
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion.errors import ClearfoldError
+from models.beside import identity_on_disk
 from models.memory import release
 from models.worker import Say
 
@@ -58,12 +58,13 @@ def convert(
     description: dict[str, Any] | None = None,
     name: str | None = None,
     refused: Sequence[str] = (),
+    data: Sequence[str] = (),
     say: Say = lambda stage: None,
 ) -> dict[str, Any]:
     """Write the artefact of a model file or zoo name to `folder`, and return its manifest.
 
     `description` holds the fields of the input that the user states (mean, std, scale, order, ...); what it
-    leaves out is taken from the file, or by default.
+    leaves out is taken from the file, or by default. `data` names the files beside it that its digest covers too.
     """
     import fusion
 
@@ -84,7 +85,7 @@ def convert(
         "name": name or _name(source),
         "format": opened.format,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sha256": _digest(source),
+        "sha256": identity_on_disk(source, data) if isinstance(source, Path) else None,
         "input": spec.to_json(),
         "labels": list(opened.labels) if opened.labels else None,
         "classes": opened.classes,
@@ -141,7 +142,7 @@ def _described(spec: "InputSpec", description: dict[str, Any]) -> "InputSpec":
 def certification_inputs(spec: "InputSpec") -> list["Tensor"]:
     """Inputs to compare a fused network with its original on, the same on every run.
 
-    They are within what an image can become, from one colour to pure noise.
+    They are what images of 8 bits become, from one colour to pure noise.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -153,7 +154,7 @@ def certification_inputs(spec: "InputSpec") -> list["Tensor"]:
 
     def image(index: int) -> "Tensor":
         grid = (min(2**index, spec.size[0]), min(2**index, spec.size[1]))
-        blocks = torch.rand((1, spec.channels, *grid), generator=random)
+        blocks = (torch.rand((1, spec.channels, *grid), generator=random) * 255).round() / 255
         return low + (high - low) * interpolate(blocks, size=spec.size, mode="nearest")
 
     return [image(index) for index in range(CERTIFIED_ON)]
@@ -175,13 +176,6 @@ def _name(source: str | Path) -> str:
     return source.stem if isinstance(source, Path) else source
 
 
-def _digest(source: str | Path) -> str | None:
-    if not isinstance(source, Path):
-        return None
-    with source.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if match is None:
@@ -198,6 +192,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--description", type=json.loads, help="the stated fields of the input, as JSON")
     parser.add_argument("--name")
     parser.add_argument("--refuse", action="append", default=[], metavar="FORMAT")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME", help="a data file beside it")
     return parser.parse_args(arguments)
 
 
@@ -211,6 +206,7 @@ def work(arguments: Sequence[str], say: Say) -> dict[str, Any]:
         description=options.description,
         name=options.name,
         refused=options.refuse,
+        data=options.data,
         say=say,
     )
     return {}

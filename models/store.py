@@ -61,7 +61,7 @@ class Stored:
 
 
 class Store:
-    """Artefacts under one folder, by the SHA-256 of the file that they were made from."""
+    """Artefacts under one folder, by the SHA-256 of the file that they were made from (`beside.identity`, of several)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,6 +1,7 @@
 """`clearfold models`: what the local store or a server has, and how to change that."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -8,6 +9,7 @@ import typer
 
 from app.cli import console
 from app.cli.options import Data, Json, Size, Url, parse_numbers, parse_size, read_settings, store_folder
+from models.beside import identity_on_disk
 
 if TYPE_CHECKING:
     from app.library import Library
@@ -117,14 +119,16 @@ def _convert(
     labels: list[str] | None,
 ) -> dict[str, Any]:
     from app.conversion import Request
+    from models.scan.locations import data_files
     from models.zoo.loader import is_zoo_name
 
     path = Path(file)
     source = file if not path.exists() and is_zoo_name(file) else path.absolute()
     description = {key: value for key, value in stated.items() if value is not None}
     with console.working(f"Reading {file}") as update:
-        model_id = _digest(source)
-        request = Request(source, size, description, name)
+        beside = data_files(source) if isinstance(source, Path) else ()
+        request = Request(source, size=size, description=description, name=name, data=beside)
+        model_id = _digest(source, beside)
         with library.store.workspace() as folder:
             model = library.add(request, model_id, folder, lambda stage: update(f"{file}: {stage}")).model
         if labels is not None:
@@ -132,12 +136,11 @@ def _convert(
     return {"id": model.id, "name": model.name}
 
 
-def _digest(source: Path | str) -> str:
-    """The id: of a file by its content, of a zoo network by its name."""
+def _digest(source: Path | str, data: Sequence[str]) -> str:
+    """The id: of a file by its content and that of its data files, of a zoo network by its name."""
     if isinstance(source, str):
         return hashlib.sha256(source.encode()).hexdigest()
-    with source.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return identity_on_disk(source, data)
 
 
 def _print(found: list[dict[str, Any]]) -> None:

@@ -1,9 +1,11 @@
 """Numbers as protobuf writes them: seven bits a byte, the lowest first."""
 
+from mmap import mmap
+
 _LONGEST = 64  # bits
 
 
-def read(data: bytes, position: int, end: int) -> tuple[int, int] | None:
+def read(data: bytes | mmap, position: int, end: int) -> tuple[int, int] | None:
     """The number at a position and the position behind it; None where it does not end before `end`, or is longer than
     numbers are."""
     value = shift = 0

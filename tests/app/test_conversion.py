@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import torch
 
 import fusion
 from app.conversion import ConversionFailed, Converter, Request
+from models.beside import identity
+from tests.support import hostile
+from tests.support.confined import *  # noqa: F403 (the fixtures for systems without a layer)
 from tests.support.served import CLASSES, SIZE, tiny_network
 
 Convert = Callable[..., dict[str, object]]
@@ -23,6 +27,10 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "work"
     made.mkdir()
     return made
+
+
+def data_of(network: Path) -> Path:
+    return network.with_name(f"{network.name}.data")
 
 
 def failure(source: Path | str, folder: Path, **options: object) -> ConversionFailed:
@@ -45,6 +53,12 @@ class TestGoodFiles:
         x = torch.rand(3, 3, SIZE, SIZE)
         with torch.no_grad():
             torch.testing.assert_close(network(x), tiny_network()(x), rtol=1e-5, atol=1e-5)
+
+    def test_data_files_are_let_in_by_name(self, split_file: Path, folder: Path) -> None:
+        manifest = Converter().run(Request(split_file, data=("split.onnx.data",)), folder)
+        assert manifest["certificate"]["max_relative"] < 1e-5
+        hashes = [sha256(file.read_bytes()).hexdigest() for file in (split_file, data_of(split_file))]
+        assert manifest["sha256"] == identity(hashes[0], {"split.onnx.data": hashes[1]})
 
     def test_a_torchscript_file_too(self, torchscript_file: Path, folder: Path) -> None:
         manifest = Converter().run(Request(torchscript_file, size=(SIZE, SIZE)), folder)
@@ -88,6 +102,30 @@ class TestBadFiles:
         error = failure(onnx_file, folder, description={"mean": [0.5, 0.5]})
         assert error.code == "bad-input"
         assert "mean" in str(error)
+
+    @pytest.mark.usefixtures("landlock")
+    def test_data_files_that_are_not_let_in(self, split_file: Path, folder: Path) -> None:
+        error = failure(split_file, folder)
+        assert error.code == "bad-file"
+        assert "'split.onnx.data', the data of split.onnx, cannot be read: Permission denied" in str(error)
+
+    @pytest.mark.usefixtures("landlock")
+    def test_what_is_no_data_file_is_not_even_opened(self, folder: Path, tmp_path: Path) -> None:
+        network = tmp_path / "net.onnx"
+        network.write_bytes(hostile.external("weights"))
+        os.mkfifo(tmp_path / "weights")
+        assert "no plain file" in str(failure(network, folder))
+        (tmp_path / "weights").unlink()
+        (tmp_path / "weights").symlink_to("/etc/passwd")
+        assert "no plain file" in str(failure(network, folder))
+
+    @pytest.mark.parametrize("place", ["stderr", "scratch/artefact", "scratch", ".owner"])
+    def test_files_of_the_conversions_own(self, folder: Path, place: str) -> None:
+        network = folder / "net.onnx"
+        network.write_bytes(hostile.external(place))
+        (folder / ".owner").touch()
+        error = failure(network, folder)
+        assert error.code in ("bad-file", "missing-data")
 
     def test_a_refused_format_is_not_even_opened(self, torchscript_file: Path, folder: Path) -> None:
         error = failure(torchscript_file, folder, refused=("torchscript",))

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 
 from app.conversion import ConversionFailed, Converter, Request
 from app.spare import Spare
 from models.store import Store
-from tests.support.served import eventually
+from tests.support.served import CLASSES, eventually
 
 
 @pytest.fixture
@@ -58,6 +59,20 @@ def test_the_same_artefact_from_the_process_that_waited(
     assert made[0] == made[1]
     assert not Path(f"/proc/{first}").exists()
     assert waiting(converter) != first  # the next one
+
+
+def test_data_files_are_put_before_it_too(converter: Converter, split_file: Path, tmp_path: Path) -> None:
+    """In a folder of their own, if that is their place."""
+    (tmp_path / "in").mkdir()
+    network = onnx.load(split_file)
+    file = tmp_path / "net.onnx"
+    onnx.save(network, file, save_as_external_data=True, location="in/net.bin", size_threshold=0)
+    converter.prepare()
+    first = waiting(converter)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    assert converter.run(Request(file, data=("in/net.bin",)), folder)["classes"] == CLASSES
+    assert waiting(converter) != first
 
 
 def test_a_bad_file_has_the_same_error_and_the_next_one_waits(

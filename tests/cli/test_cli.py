@@ -1,9 +1,11 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,6 +100,15 @@ class TestExplain:
             str(target),
         )
         assert Image.open(target).size == (SIZE, SIZE)
+
+    def test_with_a_file_whose_weights_are_beside_it(
+        self, run, image: Path, onnx_file: Path, split_file: Path, tmp_path: Path
+    ) -> None:
+        maps = [tmp_path / "one.png", tmp_path / "two.png"]
+        for file, target in zip((onnx_file, split_file), maps, strict=True):
+            assert run("explain", image, "-m", file, "-o", target).code == 0
+        one, split = (np.asarray(Image.open(target)) for target in maps)
+        assert np.array_equal(one, split)
 
     def test_an_output_of_a_network_without_classes(self, run, image: Path, tmp_path: Path) -> None:
         torch.manual_seed(0)
@@ -290,6 +301,28 @@ class TestModels:
         assert "served" in run("models", "--url", server.url).out
         assert run("models", "remove", "served", "--url", server.url).code == 0
         assert "served" not in run("models", "--url", server.url).out
+
+    def test_weights_in_files_beside_it(self, run, split_file: Path, onnx_file: Path, data: Path) -> None:
+        """The id is that of all the files: another one where any of them is another."""
+        file = split_file
+        ids = [run("models", "add", file, "--data", data).out.split()[0]]
+        assert ids[0] != sha256(file.read_bytes()).hexdigest()
+        other = data.parent / file.name
+        shutil.copy(file, other)
+        weights = bytearray(file.with_name("split.onnx.data").read_bytes())
+        shutil.copy(file.with_name("split.onnx.data"), data.parent)
+        ids += [run("models", "add", other, "--data", data).out.split()[0]]
+        weights[3] ^= 1
+        (data.parent / "split.onnx.data").write_bytes(weights)
+        ids += [run("models", "add", other, "--data", data).out.split()[0]]
+        assert ids[0] == ids[1] != ids[2]
+
+    def test_weights_that_are_missing(self, run, split_file: Path, tmp_path: Path) -> None:
+        shutil.copy(split_file, tmp_path)
+        for command in (("models", "add", "--data", tmp_path / "store"), ("fuse",)):
+            done = run(*command, tmp_path / split_file.name)
+            assert done.code == 2
+            assert "'split.onnx.data', which is not beside it" in done.err
 
     def test_an_empty_store(self, run, tmp_path: Path) -> None:
         done = run("models", "--data", tmp_path / "new")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import uvicorn
@@ -119,6 +120,16 @@ def other_onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def split_file(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with its weights in a data file of the usual name."""
+    path = tmp_path_factory.mktemp("split") / "split.onnx"
+    onnx.save(
+        onnx.load(onnx_file), path, save_as_external_data=True, location="split.onnx.data", size_threshold=0
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
 def torchscript_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_torchscript(tiny_network(), tmp_path_factory.mktemp("torchscript") / "tiny.pt")
 
@@ -146,6 +157,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
                 description=request.description,
                 name=request.name,
                 refused=request.refused,
+                data=request.data,
                 say=say,
             )
         except ClearfoldError as error:

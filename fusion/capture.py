@@ -14,12 +14,14 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from fusion.distances import recognize_distances
+from fusion import core_aten  # noqa: F401  (registers its rewrites)
 from fusion.errors import CaptureError, ClearfoldError
-from fusion.network import Network, annotate, call, check_finite, is_size_arithmetic, op_name
+from fusion.free_batch import free_batch
+from fusion.network import Network, annotate, call, check_finite, is_size_arithmetic, op_name, prune
 from fusion.normalize import DROPOUTS, argument, normalize
 from fusion.outputs import names_of
-from fusion.recognize import recognize, recognize_frozen
+from fusion.recognition import recognized
+from fusion.recognize import recognize_frozen
 from fusion.tracing import TRACING
 
 aten = torch.ops.aten
@@ -45,6 +47,12 @@ _COUNTING = (
     "raw heads, as a module that returns net.head(list(net.backbone(x).values()))."
 )
 
+_ODD_BATCH = 7
+
+
+class _OneSize(CaptureError):
+    """The graph runs with one batch size only."""
+
 
 @torch.inference_mode(False)  # tensors made under it cannot take part in a backward pass later
 def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
@@ -58,10 +66,19 @@ def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
     # torch.export takes sizes of 0 and 1 for fixed, so the batch it sees is 2.
     inputs = tuple(_with_batch(x, 2) for x in example)
     try:
+        return from_exported(_export(frozen, inputs, _free_batch(frozen, inputs)))
+    except _OneSize as error:
+        # Written as `len(x)`, the batch is a number to the tracer. One that nobody writes himself tells them apart.
+        try:
+            return from_exported(_export(frozen, tuple(_with_batch(x, _ODD_BATCH) for x in example), None))
+        except ClearfoldError:
+            raise error from None
+
+
+def _export(module: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[Any, ...] | None) -> ExportedProgram:
+    try:
         with TRACING, torch.no_grad():
-            program = torch.export.export(
-                frozen, inputs, dynamic_shapes=_free_batch(frozen, inputs), strict=False
-            )
+            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except ClearfoldError:
         raise
     except Exception as error:
@@ -71,18 +88,21 @@ def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
         raise CaptureError(
             f"The network could not be captured as one graph: {_first_line(error)}. {advice}"
         ) from error
-    return from_exported(program)
 
 
 @torch.inference_mode(False)
-def from_exported(program: ExportedProgram) -> Network:
-    """The Network of a torch.export program with tensors as positional inputs, batch first."""
-    graph, constants = _lift(program)
+def from_exported(program: ExportedProgram, shape: Sequence[int] = ()) -> Network:
+    """The Network of a torch.export program with tensors as positional inputs, batch first.
+
+    shape: the sizes of its inputs behind the batch, where the program leaves them open. A batch that the program fixes
+    is freed (`fusion.free_batch`). Raises CaptureError where it cannot be.
+    """
+    graph, constants = _lift(program, shape)
     if not _functionalize(graph):
         # A view is written through: let torch's own functionalization sort it out (slower, more verbose).
         with TRACING:
             program = program.run_decompositions({})
-        graph, constants = _lift(program)
+        graph, constants = _lift(program, shape)
         if not _functionalize(graph):
             raise CaptureError("The network writes into tensors in place in a way that cannot be captured.")
     check_finite(constants)
@@ -90,6 +110,15 @@ def from_exported(program: ExportedProgram) -> Network:
     normalize(network)
     recognize_frozen(network)
     fold_constants(network)
+    declared = _fixed_batch(program)
+    if declared is not None:
+        free_batch(network, declared)
+    _annotate(network)
+    recognized(network)
+    return network
+
+
+def _annotate(network: Network) -> None:
     try:
         annotate(network)
     except DynamicOutputShapeException as error:
@@ -97,18 +126,24 @@ def from_exported(program: ExportedProgram) -> Network:
             f"The network cannot be captured as one graph ({_first_line(error)}). {_COUNTING}"
         ) from error
     except Exception as error:
-        raise CaptureError(
+        raise _OneSize(
             f"The network runs with a batch of one size only: {_first_line(error)}. "
             "Export it with a dynamic batch dimension."
         ) from error
-    if recognize(network) | recognize_distances(network):
-        annotate(network)
     if not any(_follows_batch(node) for node in network.output_values):
-        raise CaptureError(
+        raise _OneSize(
             "The network's output does not follow the batch size of its input. "
             "Export it with a dynamic batch dimension, or without the reshape that fixes the batch."
         )
-    return network
+
+
+def _fixed_batch(program: ExportedProgram) -> int | None:
+    """The batch size that the program was traced for, where it takes no other."""
+    names = program.graph_signature.user_inputs
+    inputs = (node for node in program.graph.nodes if node.op == "placeholder" and node.name in names)
+    values = (node.meta.get("val") for node in inputs)
+    batch = next((value.shape[0] for value in values if isinstance(value, Tensor) and value.ndim), None)
+    return batch if isinstance(batch, int) else None
 
 
 def _follows_batch(output: fx.Node) -> bool:
@@ -147,10 +182,7 @@ def fold_constants(network: Network) -> None:
             constant.meta["layer"] = node.meta.get("layer", "")
             values[constant] = values[node]
             node.replace_all_uses_with(constant)
-    network.graph.eliminate_dead_code()
-    used = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
-    for name in set(network.constants) - used:
-        del network.constants[name]
+    prune(network)
 
 
 def _with_batch(x: Tensor, batch: int) -> Tensor:
@@ -175,7 +207,7 @@ def _first_line(error: Exception) -> str:
     ).rstrip(".")
 
 
-def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
+def _lift(program: ExportedProgram, shape: Sequence[int]) -> tuple[fx.Graph, dict[str, Tensor]]:
     """Copy the program's graph, with parameters, buffers and tensor constants as `get_attr` nodes."""
     signature = program.graph_signature
     if any(
@@ -189,6 +221,7 @@ def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
         for spec in signature.input_specs
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
     }
+    one = _fixed_batch(program) == 1
     graph = fx.Graph()
     mapped: dict[fx.Node, fx.Node] = {}
     constants: dict[str, Tensor] = {}
@@ -221,10 +254,10 @@ def _lift(program: ExportedProgram) -> tuple[fx.Graph, dict[str, Tensor]]:
                 raise CaptureError(
                     f"Input '{node.name}' is no tensor; export the network with tensor inputs only."
                 )
-            fixed = [size if isinstance(size, int) else None for size in val.shape]
-            new.meta |= {"shape": (None, *fixed[1:]), "dtype": val.dtype}
+            fixed = [size if isinstance(size, int) else None for size in val.shape[1:]]
+            new.meta |= {"shape": (None, *(shape or fixed)), "dtype": val.dtype}
         elif node.op == "call_function":
-            _pin(new, node)
+            _pin(new, node, one)
         mapped[node] = new
     return graph, constants
 
@@ -281,8 +314,9 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
     module.graph.erase_node(node)
 
 
-def _pin(new: fx.Node, traced: fx.Node) -> None:
-    """Spell out what a call left to its surroundings: the default dtype, sizes, and which axes have size one."""
+def _pin(new: fx.Node, traced: fx.Node, one: bool) -> None:
+    """Spell out what a call left to its surroundings: the default dtype, sizes, and which axes have size one. one: the
+    program was traced for one image, so that its axis looks like those."""
     val = traced.meta.get("val")
     if not isinstance(new.target, torch._ops.OpOverload) or not isinstance(val, Tensor):
         return
@@ -299,11 +333,21 @@ def _pin(new: fx.Node, traced: fx.Node) -> None:
                 for i, size in enumerate(val.shape)
             ]
         new.target, new.args = aten.reshape.default, (new.args[0], shape)
+    if new.target is aten.as_strided.default and _lies(tensors[0].meta["val"]) == _lies(val):
+        # The same elements in the same order: as a reshape it says nothing of memory.
+        new.target, new.args, new.kwargs = aten.reshape.default, new.args[:2], {}
     if new.target is aten.squeeze.default:
         # A batch of one must stay an axis.
         sizes = tensors[0].meta["val"].shape
         new.target = aten.squeeze.dims
-        new.args = (new.args[0], [i for i, size in enumerate(sizes) if isinstance(size, int) and size == 1])
+        single = [i for i, size in enumerate(sizes) if isinstance(size, int) and size == 1]
+        new.args = (new.args[0], [i for i in single if i or not one])
+
+
+def _lies(x: Tensor) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Where a tensor's elements are in memory: the offset, and (size, stride) of its axes but those of size one."""
+    axes = zip(x.shape, x.stride(), strict=True)
+    return x.storage_offset(), [(size, step) for size, step in axes if not isinstance(size, int) or size != 1]
 
 
 def _layer(node: fx.Node) -> str:

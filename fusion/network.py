@@ -270,6 +270,14 @@ def op_name(node: fx.Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
+def prune(network: Network) -> None:
+    """Drop what nothing reads, constants too, in place."""
+    network.graph.eliminate_dead_code()
+    used = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
+    for name in set(network.constants) - used:
+        del network.constants[name]
+
+
 def _spec(node: fx.Node) -> TensorSpec:
     return TensorSpec(node.name, node.meta["shape"], node.meta["dtype"])
 

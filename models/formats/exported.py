@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import warnings
@@ -17,9 +16,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fusion.errors import BadFile
-from fusion.network import op_name
 from models.formats.probing import DEFAULT_SIZE, first_line, map_tensors
 from models.formats.torchscript.allowed import GLOBALS, vocabulary
+from models.layouts import is_channels_last
 from models.opened import Source
 from models.scan.programs import scan_program
 from models.scan.zips import Contents, contents
@@ -63,55 +62,32 @@ def from_program(
 
     shape, dtype = _input(program)
     sides = [side if isinstance(side, int) else None for side in shape[1:]]
-    assumed = [sides[0] or 3, *(size or DEFAULT_SIZE)]
+    last = is_channels_last(sides)
+    space = sides[:2] if last else sides[1:]
     notes: list[str] = []
-    if sides[1:] == [None, None] and size is None:
+    if space == [None, None] and size is None:
         notes.append("The program takes images of any size; 224x224 is assumed. Pass size=HxW for another.")
-    if any(side not in (None, wanted) for side, wanted in zip(sides[1:], size or sides[1:], strict=True)):
+    if any(side not in (None, wanted) for side, wanted in zip(space, size or space, strict=True)):
         raise BadFile(
-            f"The program was exported for images of {sides[1]}x{sides[2]} pixels. "
+            f"The program was exported for images of {space[0]}x{space[1]} pixels. "
             "Use that size, or export it again for another."
         )
-    shape_used = [side or other for side, other in zip(sides, assumed, strict=True)]
-    example = torch.randn(2, *shape_used, generator=torch.Generator().manual_seed(0)).to(dtype)
+    height, width = (side or other for side, other in zip(space, size or DEFAULT_SIZE, strict=True))
+    used = (height, width, sides[2] or 3) if last else (sides[0] or 3, height, width)
+    pixels = not dtype.is_floating_point
+    random = torch.randn(2, *used, generator=torch.Generator().manual_seed(0))
+    example = random if pixels else random.to(dtype)
     batch = shape[0] if isinstance(shape[0], int) else None
-    network = fusion.from_exported(_specialized(program, batch, example))
+    network = fusion.from_exported(program, tuple(example.shape[1:]))
     return Source(
-        example, _runner(program, batch, dtype), network=network, notes=tuple(notes), metadata=metadata or {}
+        example,
+        _runner(program, batch, dtype),
+        network=network,
+        notes=tuple(notes),
+        metadata=metadata or {},
+        channels_last=last,
+        pixels=pixels,
     )
-
-
-# Operators that take the wished-for shape as a list: position of the list.
-_RESHAPES = {"view": 1, "reshape": 1, "_unsafe_view": 1, "expand": 1}
-
-
-def _specialized(program: ExportedProgram, batch: int | None, example: Tensor) -> ExportedProgram:
-    """A twin of the program, weights shared, for images of the example's size and batches of any size.
-
-    Where the program was exported for one batch size, that number stands in reshapes of what depends on the
-    input: there it is read from the input again."""
-    twin = copy.copy(program)
-    twin._graph_module = copy.deepcopy(program.graph_module)
-    # A copy renames what is called like something of Python's ("input"); the signature keeps to the names.
-    for node, copied in zip(program.graph.nodes, twin.graph.nodes, strict=True):
-        copied.name = node.name
-    image = next(node for node in twin.graph.nodes if node.name == program.graph_signature.user_inputs[0])
-    image.meta["val"] = torch.empty(example.shape, dtype=example.dtype, device="meta")
-    if batch is None:
-        return twin
-    with twin.graph.inserting_after(image):
-        count = twin.graph.call_function(torch.ops.aten.sym_size.int, (image, 0))
-    dependent = {image}
-    for node in list(twin.graph.nodes):
-        if node is count or not dependent.intersection(node.all_input_nodes):
-            continue
-        dependent.add(node)
-        position = _RESHAPES.get(op_name(node))
-        if position is not None:
-            shape = list(node.args[position])
-            if shape and shape[0] == batch:
-                node.update_arg(position, [count, *shape[1:]])
-    return twin
 
 
 def _input(program: ExportedProgram) -> tuple[tuple[Any, ...], torch.dtype]:
@@ -120,7 +96,7 @@ def _input(program: ExportedProgram) -> tuple[tuple[Any, ...], torch.dtype]:
     values = [nodes[name].meta.get("val") for name in names if name in nodes]
     if len(names) != 1 or len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4:
         raise BadFile(
-            f"The program takes {len(names)} inputs; only one image batch [N, C, H, W] can be given. "
+            f"The program takes {len(names)} inputs; only one image batch [N, C, H, W] (or [N, H, W, C]) can be given. "
             "Wrap the network in a module that takes the image alone and export that."
         )
     return tuple(values[0].shape), values[0].dtype

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import SymInt, Tensor
 
+from fusion.targets import expanded, reshaped
 from models.formats.onnx.registry import Node
 
 
@@ -38,12 +37,15 @@ def follow_batch(
     if shape is None:
         return arguments
     sizes, axis = shape
-    found = (
-        _expanded(wanted, sizes, axis, declared)
-        if node.op == "Expand"
-        else _reshaped(node, wanted, sizes, axis, declared)
-    )
-    return arguments if found is None else (arguments[0], found)
+    if node.op == "Expand":
+        full, place = wanted, expanded(wanted, sizes, axis, declared)
+    else:
+        zeros = not node.get("allowzero", 0)
+        full, place = reshaped(wanted, sizes, axis, declared, zero_copies=zeros) or (wanted, None)
+    if place is None:
+        return arguments
+    plain = tuple(size // declared if i == place else size for i, size in enumerate(full))
+    return arguments[0], Batched(plain, (place,))
 
 
 def coefficients(x: Tensor, free: SymInt) -> tuple[list[int], int] | None:
@@ -60,57 +62,3 @@ def coefficients(x: Tensor, free: SymInt) -> tuple[list[int], int] | None:
         sizes.append(int(factor))
         axes.append(i)
     return (sizes, axes[0]) if len(axes) == 1 else None
-
-
-def _expanded(wanted: Sequence[int], sizes: Sequence[int], axis: int, declared: int) -> Batched | None:
-    place = axis + len(wanted) - len(sizes)
-    if place < 0 or wanted[place] != sizes[axis] * declared:
-        return None
-    return Batched(tuple(w // declared if i == place else w for i, w in enumerate(wanted)), (place,))
-
-
-def _reshaped(
-    node: Node, wanted: list[int], sizes: Sequence[int], axis: int, declared: int
-) -> Batched | None:
-    """Where in the target the batch goes: memory order says between which sizes, then neighbours decide."""
-    before = list(wanted)
-    for i, size in enumerate(wanted):
-        if size == 0 and not node.get("allowzero", 0) and i < len(sizes):
-            wanted[i] = sizes[i] * (declared if i == axis else 1)
-    total = math.prod(sizes) * declared
-    if -1 in wanted:
-        others = -math.prod(wanted)
-        if not others or total % others:
-            return None
-        wanted[wanted.index(-1)] = total // others
-    if math.prod(wanted) != total:
-        return None
-    place = _place(wanted, sizes, axis, declared)
-    if place is None or before[place] in (-1, 0):
-        return None  # the target already follows
-    return Batched(tuple(w // declared if i == place else w for i, w in enumerate(wanted)), (place,))
-
-
-def _place(wanted: Sequence[int], sizes: Sequence[int], axis: int, declared: int) -> int | None:
-    """The target's dimension that takes the batch.
-
-    With the batch at the outer end of its dimension, as many elements lie before it as in the dimensions
-    before; at the inner end, that dimension's own factor comes on top.
-    """
-    outer = math.prod(sizes[:axis])
-    prefixes = list(itertools.accumulate(wanted, lambda a, b: a * b, initial=1))
-    ends = (outer, outer * sizes[axis])
-    for end in ends:  # a dimension of its own
-        for i, size in enumerate(wanted):
-            if prefixes[i] == end and size == declared and (end == 1 or declared == 1):
-                return i
-    for end in ends:
-        for i, size in enumerate(wanted):
-            if prefixes[i] != end or size % declared:
-                continue
-            # Features stay whole: before them, the batch joins the dimension before ([L, N, C] to [L*N, C]).
-            whole = i == len(wanted) - 1 or list(wanted[i:]) == list(sizes[axis + 1 :])
-            if i and whole and wanted[i - 1] % declared == 0:
-                return i - 1
-            return i  # it joins what follows ([L, N, C] to [L, N*heads, C/heads])
-    return None

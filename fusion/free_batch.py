@@ -1,0 +1,224 @@
+"""Graphs that were traced for one batch size, made to run with any.
+
+Tracing with a fixed size leaves it in three kinds of places: in the target shapes of reshapes and expansions, in
+constants that hold something once per sample (a class token, a position bias), and in tensors made by size. Each is
+found where the graph, run on tensors without storage, stops to fit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fusion.network import Network, call, op_name, prune
+from fusion.targets import expanded, reshaped
+from fusion.tracing import TRACING
+
+aten = torch.ops.aten
+
+# Two sizes that no axis has by chance: sizes that are a multiple of them in both runs follow the batch.
+_TRIED = (1009, 1013)
+_MOST_TRIES = 64
+_MADE_BY_SIZE: Mapping[str, Callable[..., Tensor]] = {
+    "new_zeros": torch.zeros,
+    "new_ones": torch.ones,
+    "new_full": torch.full,
+}
+
+Runs = tuple[Any, Any]
+
+
+def free_batch(network: Network, declared: int) -> None:
+    """Rewrite a normalized graph that was traced for `declared` samples, in place. For so many it computes what it did;
+    what cannot be freed is left as it is, and fails where the graph is run with another batch."""
+    with TRACING, torch.no_grad():
+        _Walk(network, declared, {}).run()
+    prune(network)
+    network.graph.lint()
+
+
+@dataclass(frozen=True)
+class _Walk:
+    network: Network
+    declared: int
+    values: dict[fx.Node, Runs | None]  # None: it does not run with these sizes, or nothing before it does
+
+    def run(self) -> None:
+        image = self.network.input_nodes[0]
+        for node in list(self.network.graph.nodes):
+            if node.op == "placeholder":
+                self.values[node] = self._made(node)
+            elif node.op == "get_attr":
+                self.values[node] = self._constant(node)
+            elif node.op == "call_function":
+                self._free(node, image)
+
+    def _made(self, node: fx.Node) -> Runs:
+        shapes = [[n if size is None else size for size in node.meta["shape"]] for n in _TRIED]
+        first, second = (torch.empty(shape, dtype=node.meta["dtype"], device="meta") for shape in shapes)
+        return first, second
+
+    def _constant(self, node: fx.Node) -> Runs:
+        tensor = self.network.constants[str(node.target)].to("meta")
+        return tensor, tensor
+
+    def _free(self, node: fx.Node, image: fx.Node) -> None:
+        if any(self.values.get(source) is None for source in node.all_input_nodes):
+            self.values[node] = None
+            return
+        self._follow(node, image)
+        self._made_by_size(node)
+        self.values[node] = self._called(node)
+        if self.values[node] is None:
+            self._repair(node, image)
+
+    def _called(self, node: fx.Node) -> Runs | None:
+        """What the node returns at both sizes; None where it does not run, or follows the batch in no sound way."""
+        given = [{n: (self.values[n] or ())[i] for n in node.all_input_nodes} for i in (0, 1)]
+        try:
+            first, second = (call(node, values) for values in given)
+        except Exception:  # operators raise anything where shapes do not fit
+            return None
+        pairs = zip(_tensors(first), _tensors(second), strict=True)
+        return (first, second) if all(_coefficients(*pair) is not None for pair in pairs) else None
+
+    def _follow(self, node: fx.Node, image: fx.Node) -> None:
+        """Let a constant target shape follow the batch."""
+        if op_name(node) not in ("reshape", "expand") or not all(isinstance(n, int) for n in node.args[1]):  # type: ignore[union-attr]
+            return
+        found = self._sizes(node.args[0])
+        if found is None:
+            return
+        sizes, axis = found
+        wanted: list[int] = list(node.args[1])  # type: ignore[arg-type]
+        if op_name(node) == "expand":
+            full, place = wanted, expanded(wanted, sizes, axis, self.declared)
+        else:
+            full, place = reshaped(wanted, sizes, axis, self.declared) or (wanted, None)
+        if place is not None:
+            target: list[Any] = [*full]
+            target[place] = self._times(full[place] // self.declared, node, image)
+            node.update_arg(1, target)
+
+    def _sizes(self, value: Any) -> tuple[list[int], int] | None:
+        """A tensor's sizes for one sample, and the axis of the batch; None for what has none."""
+        runs = self.values.get(value) if isinstance(value, fx.Node) else None
+        if runs is None or not isinstance(runs[0], Tensor):
+            return None
+        found = _coefficients(*runs)
+        return None if found is None or found[1] is None else (found[0], found[1])
+
+    def _times(self, size: int, before: fx.Node, image: fx.Node) -> fx.Node:
+        """The batch size times a number, computed before a node."""
+        with self.network.graph.inserting_before(before):
+            count = self._size_node(aten.sym_size.int, (image, 0))
+            return count if size == 1 else self._size_node(operator.mul, (count, size))
+
+    def _size_node(self, target: Any, args: tuple[Any, ...]) -> fx.Node:
+        node = self.network.graph.call_function(target, args)
+        node.meta = {"layer": ""}
+        self.values[node] = self._called(node)
+        return node
+
+    def _made_by_size(self, node: fx.Node) -> None:
+        """A tensor of one number, made by size, as the constant that it is: it is repaired as other constants are."""
+        maker = _MADE_BY_SIZE.get(op_name(node))
+        shape = node.args[1] if maker is not None else ()
+        if maker is None or not all(isinstance(n, int) for n in shape):  # type: ignore[union-attr]
+            return
+        like = self.values[node.args[0]][0]  # type: ignore[index]
+        dtype = node.kwargs.get("dtype") or like.dtype
+        made = maker(list(shape), *node.args[2:], dtype=dtype)  # type: ignore[arg-type]
+        constant = self.network.add_constant(node.name, made, before=node)
+        constant.meta["layer"] = node.meta.get("layer", "")
+        self.values[constant] = self._constant(constant)
+        node.replace_all_uses_with(constant)
+
+    def _repair(self, node: fx.Node, image: fx.Node) -> None:
+        """Give the node its constants once per sample, whatever their number, so that it fits."""
+        constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
+        choices = [[None, *self._periods(n)] for n in constants]
+        # Few changes first: the one constant that is in the way.
+        tries = sorted(
+            itertools.islice(itertools.product(*choices), _MOST_TRIES), key=lambda c: len(c) - c.count(None)
+        )
+        for chosen in tries:
+            changed = {n: period for n, period in zip(constants, chosen, strict=True) if period is not None}
+            for narrow in (True, False):
+                if changed and self._try(node, image, changed, narrow):
+                    return
+
+    def _periods(self, node: fx.Node) -> Iterator[_Period]:
+        """The axes along which a constant repeats itself as often as there are samples."""
+        tensor = self.network.constants[str(node.target)]
+        for axis, size in enumerate(tensor.shape):
+            if size and size % self.declared == 0:
+                once = tensor.narrow(axis, 0, size // self.declared)
+                times = [self.declared if i == axis else 1 for i in range(tensor.ndim)]
+                if self.declared == 1 or torch.equal(once.repeat(times), tensor):
+                    yield _Period(axis, once)
+
+    def _try(self, node: fx.Node, image: fx.Node, changed: Mapping[fx.Node, _Period], narrow: bool) -> bool:
+        """Put other constants into a node; taken back where it does not fit. narrow: one sample's part is left to
+        broadcasting."""
+        replaced: dict[fx.Node, fx.Node] = {}
+        for constant, period in changed.items():
+            once = self.network.add_constant(f"{constant.target}_once", period.once.contiguous(), before=node)
+            once.meta["layer"] = constant.meta.get("layer", "")
+            self.values[once] = self._constant(once)
+            replaced[constant] = once if narrow else self._repeated(once, period.axis, node, image)
+        args, kwargs = node.args, node.kwargs
+        for constant, other in replaced.items():
+            node.replace_input_with(constant, other)
+        self.values[node] = self._called(node)
+        if self.values[node] is None:
+            node.args, node.kwargs = args, kwargs
+        return self.values[node] is not None
+
+    def _repeated(self, once: fx.Node, axis: int, before: fx.Node, image: fx.Node) -> fx.Node:
+        count = self._times(1, before, image)
+        shape = self.network.constants[str(once.target)].shape
+        with self.network.graph.inserting_before(before):
+            if shape[axis] == 1:
+                target, sizes = aten.expand.default, [count if i == axis else n for i, n in enumerate(shape)]
+            else:
+                target, sizes = aten.repeat.default, [count if i == axis else 1 for i in range(len(shape))]
+            node = self.network.graph.call_function(target, (once, sizes))
+        node.meta = {"layer": once.meta["layer"]}
+        self.values[node] = self._called(node)
+        return node
+
+
+@dataclass(frozen=True)
+class _Period:
+    """What a constant repeats along an axis."""
+
+    axis: int
+    once: Tensor
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    items = result if isinstance(result, tuple | list) else [result]
+    return [item for item in items if isinstance(item, Tensor)]
+
+
+def _coefficients(first: Tensor, second: Tensor) -> tuple[list[int], int | None] | None:
+    """The sizes for one sample, and the one axis that the batch multiplies (None: there is no such axis); None where
+    the sizes follow it in another way."""
+    sizes: list[int] = []
+    axes: list[int] = []
+    for i, (a, b) in enumerate(zip(first.shape, second.shape, strict=True)):
+        if a == b:
+            sizes.append(a)
+            continue
+        if a % _TRIED[0] or a // _TRIED[0] * _TRIED[1] != b:
+            return None
+        sizes.append(a // _TRIED[0])
+        axes.append(i)
+    return (sizes, axes[0] if axes else None) if len(axes) <= 1 else None

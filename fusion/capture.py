@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.export import Dim, ExportedProgram
@@ -67,12 +68,36 @@ def capture(module: nn.Module, example: tuple[Tensor, ...]) -> Network:
     inputs = tuple(_with_batch(x, 2) for x in example)
     try:
         return from_exported(_export(frozen, inputs, _free_batch(frozen, inputs)))
-    except _OneSize as error:
-        # Written as `len(x)`, the batch is a number to the tracer. One that nobody writes himself tells them apart.
-        try:
-            return from_exported(_export(frozen, tuple(_with_batch(x, _ODD_BATCH) for x in example), None))
-        except ClearfoldError:
-            raise error from None
+    except CaptureError as error:
+        for inputs in _fixed(frozen, example, error):
+            try:
+                return from_exported(_export(frozen, inputs, None))
+            except ClearfoldError:
+                continue
+        raise
+
+
+def _fixed(
+    module: nn.Module, example: tuple[Tensor, ...], error: CaptureError
+) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs to export a module with whose batch is a number to the tracer, to be freed behind it."""
+    if isinstance(error, _OneSize):
+        # Written as `len(x)`. A number that nobody writes himself tells the two apart.
+        yield tuple(_with_batch(x, _ODD_BATCH) for x in example)
+    if all(x.ndim for x in example) and not _follows(
+        module, tuple(_with_batch(x, len(x) + 1) for x in example)
+    ):
+        yield example  # a trace that took the batch for a number itself: as many images as it is for
+
+
+def _follows(module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether a module answers for each of the images."""
+    try:
+        with torch.no_grad():
+            answers = pytree.tree_leaves(module(*inputs))
+    except Exception:  # modules raise anything
+        return False
+    return any(isinstance(y, Tensor) and y.ndim > 0 and len(y) == len(inputs[0]) for y in answers)
 
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[Any, ...] | None) -> ExportedProgram:

@@ -158,7 +158,7 @@ def test_padding_by_nothing_vanishes() -> None:
 
 def test_a_fixed_batch_is_refused_with_advice() -> None:
     with pytest.raises(CaptureError, match="dynamic batch"):
-        fusion.capture(FixedBatch(), (torch.randn(2, 3, 2, 2),))
+        fusion.capture(FixedBatch(), (torch.randn(3, 3, 2, 2),))
 
 
 def test_a_module_that_cannot_run_is_refused() -> None:

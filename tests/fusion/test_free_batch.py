@@ -234,3 +234,23 @@ def test_a_module_that_counts_its_images_is_captured() -> None:
 
     network = fusion.capture(Counting(), (images(1),))
     torch.testing.assert_close(network(images(4)), Counting()(images(4)))
+
+
+class Written(nn.Module):
+    """A trace for `count` images, in which their number is written down."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.token = nn.Parameter(torch.randn(1, 1, 6, dtype=F64, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.reshape(self.count, -1, 6)
+        return torch.cat([self.token.expand(self.count, -1, -1), y], 1).softmax(1).mean(1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_module_for_one_number_of_images_is_captured_for_any(count: int) -> None:
+    network = fusion.capture(Written(count), (images(count),))
+    for other in (1, 2, 3):
+        torch.testing.assert_close(network(images(other)), Written(other)(images(other)))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 
 from fusion.errors import BadFile, CaptureError
 from fusion.outputs import MEANINGS, Kind, labelled, nothing_to_explain
+from models import layouts
 from models.embeddings import is_embedding
-from models.preprocess import MAX_SIZE, InputSpec, prepare
+from models.metadata import read_labels, read_metadata
+from models.preprocess import InputSpec, prepare
 
 if TYPE_CHECKING:
     from fusion import Network
@@ -54,7 +55,9 @@ class Opened:
 @dataclass(frozen=True)
 class Source:
     """What a format's reader hands over: a module to capture (or a network captured already), an example
-    input of batch 2, the format's own runtime, and whatever the file says about itself."""
+    input of batch 2, the format's own runtime, and whatever the file says about itself. Where it is `channels_last`,
+    module, network, example and runtime take images [N, H, W, C]. Where it takes `pixels`, these are whole numbers from
+    0 to 255 that the network normalizes itself."""
 
     example: Tensor
     original: Callable[[Tensor], Any]
@@ -66,6 +69,8 @@ class Source:
     labels: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None  # the outputs', where the module does not return them by name
     embeds: bool = False  # the tables that it answers are embeddings, no class scores
+    channels_last: bool = False
+    pixels: bool = False
 
 
 def assemble(source: Source, format: str, input: InputSpec | None) -> Opened:
@@ -79,10 +84,22 @@ def assemble(source: Source, format: str, input: InputSpec | None) -> Opened:
     if source.names and len(source.names) == len(network.outputs):
         network = network.copy()
         network.output_node.meta["names"] = source.names
+    if source.channels_last:
+        network = layouts.channels_first(network)
+        source = replace(
+            source,
+            example=source.example.permute(0, 3, 1, 2),
+            original=layouts.asked_channels_first(source.original),
+            notes=(*source.notes, "The file takes images channels last; they are given channels first here."),
+        )
+    if source.pixels:
+        source = replace(source, original=layouts.asked_pixels(source.original))
     notes = list(source.notes)
-    labels = source.labels or _labels(source.metadata)
+    labels = source.labels or read_labels(source.metadata)
     network, positions = answering(network, source.embeds, labels, notes)
     spec = input or source.input or _described(source, notes)
+    if source.pixels:
+        layouts.check_pixels(spec)
     if spec.channels != source.example.shape[1]:
         raise BadFile(
             f"The network takes images of {source.example.shape[1]} channels, but the input description has "
@@ -202,6 +219,9 @@ def _described(source: Source, notes: list[str]) -> InputSpec:
         )
     found = read_metadata(source.metadata)
     found.pop("size", None)  # the example already has it, and the network runs on it
+    if source.pixels:
+        found |= {"scale": 1.0, "mean": (0.0,), "std": (1.0,)}
+        notes.append("The network takes pixels as they are, whole numbers from 0 to 255.")
     try:
         spec = InputSpec(size=(height, width), channels=channels, **found)
     except Exception as error:
@@ -215,78 +235,3 @@ def _described(source: Source, notes: list[str]) -> InputSpec:
             "Describe the input if it is otherwise."
         )
     return spec
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    if isinstance(value, str):
-        value = [part for part in value.strip("[]() ").replace(";", ",").split(",") if part.strip()]
-    values = value if isinstance(value, list | tuple) else [value]
-    return tuple(float(part) for part in values)
-
-
-def _order(value: Any) -> str:
-    text = str(value).upper()
-    return {"GRAY": "L", "GREY": "L", "GRAYSCALE": "L"}.get(text, text)
-
-
-def _size(value: Any) -> tuple[int, int]:
-    sides = [int(number) for number in _numbers(value)]
-    height, width = (sides * 2)[-2:]
-    if not (1 <= height <= MAX_SIZE and 1 <= width <= MAX_SIZE):
-        raise ValueError("no image size")
-    return height, width
-
-
-# Names that files use for the fields of an InputSpec, and how to read them.
-_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "size": ("size", _size),
-    "input_size": ("size", _size),
-    "mean": ("mean", _numbers),
-    "std": ("std", _numbers),
-    "scale": ("scale", float),
-    "order": ("order", _order),
-    "channel_order": ("order", _order),
-    "resize": ("resize", str),
-    "crop_fraction": ("crop_fraction", float),
-    "crop_pct": ("crop_fraction", float),
-    "interpolation": ("interpolation", str),
-}
-
-
-def read_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The InputSpec fields that a file's metadata states; what cannot be read is left out."""
-    inner = metadata.get("input")
-    merged = {**metadata, **inner} if isinstance(inner, Mapping) else metadata
-    found: dict[str, Any] = {}
-    for key, (name, read) in _FIELDS.items():
-        if key in merged:
-            try:
-                found.setdefault(name, read(merged[key]))
-            except (TypeError, ValueError):
-                continue
-    return found
-
-
-def _labels(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Class names under `labels`, `classes` or `categories`: a list, a mapping from index, or lines."""
-    for key in ("labels", "classes", "categories", "class_names", "names"):
-        value = metadata.get(key)
-        if isinstance(value, str):
-            value = _parsed(value)
-        if isinstance(value, Mapping):
-            by_index = {str(index): label for index, label in value.items()}
-            value = [by_index.get(str(index)) for index in range(len(by_index))]
-        if isinstance(value, list | tuple) and len(value) >= 2 and None not in value:
-            return tuple(str(label) for label in value)
-    return None
-
-
-def _parsed(text: str) -> Any:
-    """A list or mapping written as JSON or as Python, else the lines or the comma-separated parts."""
-    if text.lstrip().startswith(("[", "{")):
-        try:
-            return ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return None
-    parts = text.splitlines() if "\n" in text.strip() else text.split(",")
-    return [part.strip() for part in parts if part.strip()]

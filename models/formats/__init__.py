@@ -69,6 +69,8 @@ def _read_onnx(path: Path, *, size: tuple[int, int] | None = None) -> Source:
         notes=tuple(found.notes),
         metadata=found.metadata,
         names=found.output_names,
+        channels_last=found.channels_last,
+        pixels=found.pixels,
     )
 
 
@@ -78,7 +80,12 @@ def _read_torchscript(path: Path, *, size: tuple[int, int] | None = None) -> Sou
 
     found = torchscript.read(path, size=size)
     return Source(
-        found.example, found.original, module=found.module, notes=found.notes, metadata=found.metadata
+        found.example,
+        found.original,
+        module=found.module,
+        notes=found.notes,
+        metadata=found.metadata,
+        channels_last=found.channels_last,
     )
 
 

@@ -32,9 +32,17 @@ def read(module: nn.Module, *, size: tuple[int, int] | None = None, channels: in
         )
         size, spec = size or DEFAULT_SIZE, _normalization(twin, size or DEFAULT_SIZE)
         twin = raw_heads(twin)
-    example = find_example(twin, size, notes, BadInput, channels)
+    example, last = find_example(twin, size, notes, BadInput, channels)
     embeds = getattr(module, "num_classes", None) == 0  # timm's word for a network without its classifier
-    return Source(example, _runner(twin, example), module=twin, notes=tuple(notes), input=spec, embeds=embeds)
+    return Source(
+        example,
+        _runner(twin, example),
+        module=twin,
+        notes=tuple(notes),
+        input=spec,
+        embeds=embeds,
+        channels_last=last,
+    )
 
 
 def _normalization(detector: Any, size: tuple[int, int]) -> InputSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,8 +27,9 @@ def find_example(
     notes: list[str],
     failure: type[ClearfoldError],
     channels: int | None = None,
-) -> Tensor:
-    """A batch of two random images [2, C, H, W] on which the module runs, typed and placed like its weights.
+) -> tuple[Tensor, bool]:
+    """A batch of two random images [2, C, H, W] on which the module runs, typed and placed like its weights; images
+    [2, H, W, C], and true, where it runs on these only.
 
     The channels are those of the first convolution that takes them. Where `size` is left open, 224x224 is
     tried and a note says so. Raises `failure` where no image runs; Clearfold's own errors pass through.
@@ -37,9 +39,11 @@ def find_example(
     device = next((t.device for t in tensors), torch.device("cpu"))
     height, width = size or DEFAULT_SIZE
     problem: Exception | None = None
-    for count in [channels] if channels is not None else _likely_channels(tensors):
+    counts = [channels] if channels is not None else _likely_channels(tensors)
+    for last, count in itertools.product((False, True), counts):
         generator = torch.Generator().manual_seed(0)
-        example = torch.randn(2, count, height, width, generator=generator).to(device, dtype)
+        shape = (height, width, count) if last else (count, height, width)
+        example = torch.randn(2, *shape, generator=generator).to(device, dtype)
         try:
             with torch.no_grad():
                 module(example)
@@ -53,7 +57,7 @@ def find_example(
                 f"Nothing says what size of image the network takes; {height}x{width} is assumed. "
                 "Pass size=HxW if it is another."
             )
-        return example
+        return example, last
     raise failure(
         f"The network does not run on images of {height}x{width} pixels ({first_line(problem)}). "
         "Pass the size it was made for: size=HxW, for example size=32x32."

@@ -14,6 +14,7 @@ from fusion.errors import BadFile, ClearfoldError
 from models.formats.onnx import quantized
 from models.formats.onnx.file import OnnxFile, flatten
 from models.formats.onnx.images import Image, find
+from models.formats.onnx.inputs import alone
 from models.formats.onnx.module import OnnxModule
 from models.formats.onnx.plan import Plan, make
 from models.formats.onnx.runtime import Runtime
@@ -27,7 +28,8 @@ class OnnxSource:
     """A file that was read: `module` runs any batch size, `original` is ONNX Runtime on the file itself.
 
     `example` is an input [2, channels, height, width] in float32, `notes` say what a user should know,
-    `metadata` is what the file's author left in it.
+    `metadata` is what the file's author left in it. Where images are `channels_last` the example is, and runtime and
+    module take them so; `pixels` are whole numbers.
     """
 
     module: nn.Module
@@ -36,6 +38,8 @@ class OnnxSource:
     output_names: tuple[str, ...]
     notes: tuple[str, ...]
     metadata: Mapping[str, str]
+    channels_last: bool = False
+    pixels: bool = False
 
 
 def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
@@ -52,6 +56,7 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
     if not file.outputs:
         raise BadFile("The file declares no output. Export it again.")
     image = find(file.inputs, size)
+    file, set_aside = alone(file, image)
     try:
         plan = _plan(file, image)
     except (ClearfoldError, MemoryError):
@@ -63,8 +68,10 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
         example=torch.zeros(2, *image.sample),
         original=Runtime(stored, image.name, plan.outputs, image.batch),
         output_names=plan.outputs,
-        notes=_notes(file, image.batch, plan.outputs),
+        notes=(*_notes(file, image.batch, plan.outputs), *set_aside),
         metadata=file.metadata,
+        channels_last=image.channels_last,
+        pixels=image.pixels,
     )
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import BadFile
-
-_INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+from models.formats.onnx.inputs import KINDS, neutral
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Runtime:
 
     def __call__(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         declared = next(i.type for i in self._session.get_inputs() if i.name == self.input)
-        images = x.detach().cpu().numpy().astype(_INPUT_TYPES[declared])
+        images = x.detach().cpu().numpy().astype(KINDS[declared])
         if self.batch is None:
             return self._named(self._run(images))
         pieces: list[list[Tensor]] = []
@@ -68,8 +67,13 @@ class Runtime:
 
     def _run(self, images: Any) -> list[Tensor]:
         session = self._session
+        beside = {
+            other.name: neutral(other.type, other.shape, len(images))
+            for other in session.get_inputs()
+            if other.name != self.input
+        }
         try:
-            results = session.run(list(self.outputs), {self.input: images})
+            results = session.run(list(self.outputs), {self.input: images, **beside})
         except Exception as error:  # the runtime has a class of its own for each of its codes
             raise _refused("cannot run", error) from error
         return [torch.from_numpy(np.asarray(result, dtype=np.float32)) for result in results]

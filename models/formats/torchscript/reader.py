@@ -18,7 +18,7 @@ from models.formats.torchscript.archive import inspect
 from models.formats.torchscript.layers import Script, ScriptLayer, ScriptNetwork
 from models.formats.torchscript.packed import Packed
 from models.formats.torchscript.program import FunctionRef, Graph, Node, as_value, parse_graph
-from models.opened import read_metadata
+from models.metadata import read_metadata
 
 _C: Any = torch._C  # its stubs lack what a reader needs
 
@@ -32,6 +32,7 @@ class TorchScriptSource:
     original: Callable[[Tensor], Any]
     notes: tuple[str, ...]
     metadata: Mapping[str, Any]
+    channels_last: bool
 
 
 def read(path: str | Path, *, size: tuple[int, int] | None = None) -> TorchScriptSource:
@@ -47,9 +48,10 @@ def read(path: str | Path, *, size: tuple[int, int] | None = None) -> TorchScrip
     module = _mirror(root, functions)
     check_finite(module)
     notes = integers.notes(_nodes(module))
-    example = find_example(module, size or read_metadata(archive.metadata).get("size"), notes, BadFile)
+    size = size or read_metadata(archive.metadata).get("size")
+    example, last = find_example(module, size, notes, BadFile)
     original = _runner(root, example.dtype)
-    return TorchScriptSource(module, example, original, tuple(notes), archive.metadata)
+    return TorchScriptSource(module, example, original, tuple(notes), archive.metadata, last)
 
 
 def _nodes(module: nn.Module) -> Iterator[Node]:

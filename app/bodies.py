@@ -1,12 +1,8 @@
-"""Request bodies, read with a limit while they come in: images into memory, model files to disk."""
+"""Request bodies, read with a limit while they come in: images into memory."""
 
-import asyncio
 import copy
-import hashlib
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -16,7 +12,6 @@ from starlette.types import Message
 
 from app.problems import Problem
 
-_BLOCK = 2**20
 _FORM_OVERHEAD = 2**18  # boundaries and headers of a multipart body, and a target
 _FILES = ("image", "mask", "reference")
 
@@ -44,13 +39,6 @@ QUESTION_BODY["requestBody"]["content"]["multipart/form-data"]["schema"]["proper
         "description": "An image of the same size: its bright pixels say where the output counts",
     },
     "reference": {**FILE, "description": "An image whose output this one's is compared with"},
-}
-FILE_BODY = {
-    "requestBody": {
-        "required": True,
-        "description": "The model file, byte by byte (curl --data-binary @net.onnx)",
-        "content": {"application/octet-stream": {"schema": FILE}},
-    }
 }
 
 
@@ -81,33 +69,22 @@ async def question(request: Request, limit: int) -> Sent:
     return sent
 
 
-async def to_file(request: Request, path: Path, limit: int) -> str:
-    """Stream the body to a new file, synced to the disk; returns its SHA-256 in hex."""
-    digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        async for block in _gathered(limited(request, limit)):
-            await asyncio.to_thread(_store, descriptor, block)
-            digest.update(block)
-    finally:
-        os.close(descriptor)
-    return digest.hexdigest()
-
-
-async def limited(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body in pieces. Raises the problem 413 before a byte too much is taken."""
+async def limited(request: Request, limit: int, beside: int = 0) -> AsyncIterator[bytes]:
+    """The body in pieces. Raises the problem 413 before a byte too much is taken; `beside` is what a form may have
+    around its files."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(limit)
+    if declared.isdecimal() and int(declared) > limit + beside:
+        raise too_large(limit)
     received = 0
     async for piece in request.stream():
         received += len(piece)
-        if received > limit:
-            raise _too_large(limit)
+        if received > limit + beside:
+            raise too_large(limit)
         yield piece
 
 
-def _too_large(limit: int) -> Problem:
+def too_large(limit: int) -> Problem:
+    """The problem with a body of more than so many bytes."""
     size = f"{limit / 2**20:.4g} MiB" if limit >= 2**20 else f"{limit} bytes"
     return Problem(
         "body-too-large",
@@ -116,27 +93,9 @@ def _too_large(limit: int) -> Problem:
     )
 
 
-async def _gathered(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Larger blocks, so that each is worth a trip to another thread."""
-    buffer = bytearray()
-    async for piece in pieces:
-        buffer += piece
-        if len(buffer) >= _BLOCK:
-            yield bytes(buffer)
-            buffer.clear()
-    if buffer:
-        yield bytes(buffer)
-
-
-def _store(descriptor: int, block: bytes) -> None:
-    view = memoryview(block)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
 async def _form(request: Request, limit: int) -> Sent:
     """The fields of a form. The whole body is read first: a form parser knows no limit."""
-    body = b"".join([block async for block in limited(request, limit + _FORM_OVERHEAD)])
+    body = b"".join([block async for block in limited(request, limit, _FORM_OVERHEAD)])
 
     async def replay() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     data: Path = Field(default_factory=default_data, description="Folder of the model store")
     device: str = Field(default="auto", description="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")
     default_model: str = Field(default="builtin", description="The network that POST /v1/explain uses")
-    max_upload: int = Field(default=GIB, gt=0, description="Largest model file, in bytes")
+    max_upload: int = Field(default=GIB, gt=0, description="Largest model file with its data files, in bytes")
     max_image: int = Field(default=32 * MIB, gt=0, description="Largest image file, in bytes")
     conversion_seconds: float = Field(default=120, gt=0, description="Longest that a conversion may take")
     conversion_memory: int = Field(default=8 * GIB, gt=0, description="Bytes that a conversion may hold")

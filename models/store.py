@@ -61,7 +61,7 @@ class Stored:
 
 
 class Store:
-    """Artefacts under one folder, by the SHA-256 of the file that they were made from (`beside.identity`, of several)."""
+    """Artefacts under one folder, by the SHA-256 of the file, or files (`models.beside`), that they were made from."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,10 +1,8 @@
 """The networks: upload, list, describe, change, download, delete."""
 
 import asyncio
-import re
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
@@ -12,7 +10,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from app import bodies, composites
+from app import bodies, composites, uploads
 from app.conversion import Request as Conversion
 from app.library import Added, checked
 from app.problems import Problem
@@ -61,12 +59,14 @@ def models(service: Serving) -> ModelList:
         201: {"description": "The network is new here", "headers": _LOCATION},
         200: {"description": "The same file was here already", "model": Model, "headers": _LOCATION},
     },
-    openapi_extra=bodies.FILE_BODY,
+    openapi_extra=uploads.BODY,
 )
 async def upload(
     request: Request,
     service: Serving,
-    filename: Annotated[str, Query(max_length=300, description="The file's name, for messages")] = "network",
+    filename: Annotated[
+        str | None, Query(max_length=300, description="The file's name, for messages")
+    ] = None,
     name: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
     size: Annotated[str | None, Query(pattern=r"^\d{1,5}(x\d{1,5})?$", examples=["224x224"])] = None,
     mean: Numbers = None,
@@ -77,17 +77,12 @@ async def upload(
     crop_fraction: Annotated[float | None, Query(gt=0, le=1)] = None,
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None,
 ) -> JSONResponse:
-    """The body is the file (ONNX; TorchScript, torch.export program where the operator has switched them on). It is
-    converted at once and not kept.
+    """The body is the file (ONNX; TorchScript, torch.export program where the operator has switched them on), or a form
+    with an ONNX file and the data files that it keeps its weights in. It is converted at once and not kept.
 
     What is not stated about the input is taken from the file where it says so, and by default where not. The
     same file again is the same network; with other statements it takes the old one's place.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/octet-stream":
-        raise Problem(
-            "unsupported-media-type", "Send the file itself, as Content-Type application/octet-stream."
-        )
     description = {
         "mean": _numbers(mean, "mean"),
         "std": _numbers(std, "std"),
@@ -98,17 +93,19 @@ async def upload(
         "interpolation": interpolation,
     }
     async with entered(service.store.workspace()) as folder:
-        source = folder / _safe(filename)
-        model_id = await bodies.to_file(request, source, service.settings.max_upload)
+        inbox = folder / "upload"  # a network may name any file beside it, so there is none but what was sent
+        await asyncio.to_thread(inbox.mkdir)
+        sent = await uploads.receive(request, inbox, filename, service.settings.max_upload)
         conversion = Conversion(
-            source,
+            sent.network,
+            sent.data,
             size=_size(size),
             description={key: value for key, value in description.items() if value is not None},
             name=name,
             refused=service.refused_formats,
         )
         added: Added = await service.converting.run(
-            partial(service.library.add, conversion, model_id, folder)
+            partial(service.library.add, conversion, sent.identity, folder)
         )
     content = _model(added.model, service).model_dump(mode="json")
     return JSONResponse(content, 201 if added.new else 200, {"Location": f"/v1/models/{added.model.id}"})
@@ -194,7 +191,7 @@ async def fused(
         return FileResponse(
             path,
             media_type="application/octet-stream",
-            filename=f"{_safe(stored.name)}.fused.{format}",
+            filename=f"{uploads.safe(stored.name)}.fused.{format}",
             background=BackgroundTask(stack.pop_all().aclose),  # the file goes when it is sent
         )
     raise AssertionError("an exit stack swallows nothing")
@@ -261,9 +258,3 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not 0 < int(height) <= 8192 or not 0 < int(width or height) <= 8192:
         raise _wrong("size", "height and width must be between 1 and 8192")
     return int(height), int(width or height)
-
-
-def _safe(filename: str) -> str:
-    """A name that is only a name, whatever it was: no folders, no hidden files, no odd characters."""
-    cleaned = re.sub(r"[^\w.-]+", "_", FilePath(filename.replace("\\", "/")).name)[-100:].lstrip(".-")
-    return cleaned if cleaned not in ("", "artefact", "scratch", "stderr") else "network"

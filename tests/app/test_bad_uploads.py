@@ -18,7 +18,7 @@ import torch
 from fastapi.testclient import TestClient
 from torch import nn
 
-from app import bodies
+from app import uploads
 from app.main import create_app
 from app.settings import Settings
 from tests.support.served import (
@@ -86,7 +86,7 @@ def workspaces(data: Path) -> list[Path]:
 
 
 def uploaded_bytes(data: Path) -> int:
-    return sum(path.stat().st_size for path in (data / "tmp").glob("*/slow.onnx"))
+    return sum(path.stat().st_size for path in (data / "tmp").glob("*/upload/slow.onnx"))
 
 
 class TestBadFiles:
@@ -196,7 +196,7 @@ class TestFullDisk:
             return real("/dev/full", os.O_WRONLY) if uploaded else real(path, *rest, **options)
 
         with TestClient(create_app(Settings(data=data, device="cpu"))) as api:
-            monkeypatch.setattr(bodies.os, "open", full)
+            monkeypatch.setattr(uploads.os, "open", full)
             answer = api.post(
                 "/v1/models", params={"filename": "net.onnx"}, content=onnx_file.read_bytes(), headers=BINARY
             )

@@ -112,6 +112,30 @@ def test_an_attack_is_answered_with_a_clear_problem(server: Running, victim: Pat
     assert victim.read_bytes() == b"as it was"
 
 
+# A network, its data file, and what is said of them.
+SPLIT: dict[str, tuple[Callable[[], bytes], bytes, str]] = {
+    "the-same-data-over-and-over": (
+        lambda: hostile.external("data", 2**18, 1000),
+        bytes(2**20),
+        "share their data",
+    ),
+    "200-gigabytes": (lambda: hostile.external("data", 50 * 10**9), bytes(100), "which has 100 bytes"),
+    "before-the-file": (lambda: hostile.external("data", offset=-8), bytes(100), "'-8' as the offset"),
+    "behind-the-file": (lambda: hostile.external("data", offset=2**40), bytes(100), "which has 100 bytes"),
+    "another-file-too": (lambda: hostile.external("../stderr"), bytes(100), "outside of its"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name.startswith("the-same") else pytest.param(name, marks=pytest.mark.slow) for name in SPLIT],
+)
+def test_data_files_that_are_made_to_do_harm(server: Running, name: str) -> None:
+    make, data, says = SPLIT[name]
+    files = [("file", ("net.onnx", make())), ("data", ("data", data))]
+    is_clear(httpx.post(server.url + "/v1/models", files=files, timeout=300), "bad-file", says)
+
+
 @pytest.mark.slow
 def test_more_memory_than_there_is_for_a_conversion(data: Path) -> None:
     """Tensors that are each allowed, and together are not."""

@@ -56,12 +56,18 @@ def functions(calls: int, depth: int) -> bytes:
     return onnx_file(chain(1, "f0", "own"), functions=made).SerializeToString()
 
 
-def external(place: str) -> bytes:
-    """Weights that are in another file."""
-    tensor = TensorProto(name="w", dims=[3], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value=place)
-    model = onnx_file([_node("Add", ["x", "w"], ["y"])])
-    model.graph.initializer.append(tensor)
+def external(place: str, elements: int = 3, count: int = 1, **where: object) -> bytes:
+    """Weights that are in another file, so many times."""
+    model = onnx_file([_node("Add", ["x", "w0"], ["y"])])
+    for i in range(count):
+        tensor = model.graph.initializer.add(
+            name=f"w{i}",
+            dims=[elements],
+            data_type=TensorProto.FLOAT,
+            data_location=TensorProto.EXTERNAL,
+        )
+        for key, value in {"location": place, **where}.items():
+            tensor.external_data.add(key=key, value=str(value))
     return model.SerializeToString()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +50,18 @@ def argument(node: fx.Node, name: str, default: Any = None) -> Any:
     return default
 
 
-def _emit(network: Network, like: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
+def is_call(node: Any, *ops: str) -> bool:
+    """Whether a node is a call of one of these operators on tensors; arithmetic on sizes bears the same names."""
+    return (
+        isinstance(node, fx.Node)
+        and node.op == "call_function"
+        and op_name(node) in ops
+        and not is_size_arithmetic(node)
+    )
+
+
+def emit(network: Network, like: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
+    """A call that stands for (a part of) another one, whose layer and shape it is given."""
     node = network.graph.call_function(target, args)
     node.meta = {**like.meta}
     return node
@@ -74,28 +84,14 @@ def _identity(network: Network, node: fx.Node) -> fx.Node | None:
 def _written_over(network: Network, node: fx.Node) -> fx.Node | None:
     """What is written over a tensor, in its shape and type: aten has no derivative for the copy itself."""
     old, new = node.args[:2]
-    expanded = _emit(network, node, aten.expand_as.default, new, old)
-    return _emit(network, node, aten.type_as.default, expanded, old)
+    expanded = emit(network, node, aten.expand_as.default, new, old)
+    return emit(network, node, aten.type_as.default, expanded, old)
 
 
 @rewrite("constant_pad_nd")
 def _empty_pad(network: Network, node: fx.Node) -> fx.Node | None:
     """Padding by nothing, as networks write it that pad to even sizes."""
     return node.args[0] if all(width == 0 for width in node.args[1]) else None  # type: ignore[return-value,union-attr]
-
-
-@rewrite("_native_batch_norm_legit_no_training")
-def _native_batch_norm(network: Network, node: fx.Node) -> fx.Node | None:
-    # Returns (output, empty, empty): only the first is ever read at inference.
-    x, weight, bias, mean, var, momentum, eps = node.args
-    normal = _emit(
-        network, node, aten.batch_norm.default, x, weight, bias, mean, var, False, momentum, eps, False
-    )
-    for user in list(node.users):
-        if user.target is operator.getitem and user.args[1] == 0:
-            normal.meta = {**user.meta}
-            user.replace_all_uses_with(normal)
-    return None
 
 
 @rewrite("convolution")
@@ -108,16 +104,14 @@ def _convolution(network: Network, node: fx.Node) -> fx.Node | None:
             2: aten.conv_transpose2d.input,
             3: aten.conv_transpose3d.input,
         }[rank]
-        return _emit(
-            network, node, target, x, weight, bias, stride, padding, output_padding, groups, dilation
-        )
+        return emit(network, node, target, x, weight, bias, stride, padding, output_padding, groups, dilation)
     target = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[rank]
-    return _emit(network, node, target, x, weight, bias, stride, padding, dilation, groups)
+    return emit(network, node, target, x, weight, bias, stride, padding, dilation, groups)
 
 
 def _transposed(network: Network, node: fx.Node, weight: fx.Node) -> fx.Node:
     # Folded to a constant afterwards where the weight is one.
-    return _emit(network, node, aten.t.default, weight)
+    return emit(network, node, aten.t.default, weight)
 
 
 def _is_matrix(network: Network, value: Any) -> bool:
@@ -130,26 +124,29 @@ def _addmm(network: Network, node: fx.Node) -> fx.Node | None:
     bias, x, weight = node.args
     scaled = argument(node, "beta") != 1 or argument(node, "alpha") != 1
     vector = network.constant(bias)
-    source = _undo_transpose(weight)
+    source = undo_transpose(weight)
     if scaled or vector is None or vector.ndim != 1:
         return None
     if source is not None and _is_matrix(network, source):
-        return _emit(network, node, aten.linear.default, x, source, bias)
+        return emit(network, node, aten.linear.default, x, source, bias)
     if _is_matrix(network, weight):
-        return _emit(network, node, aten.linear.default, x, _transposed(network, node, weight), bias)  # type: ignore[arg-type]
+        return emit(network, node, aten.linear.default, x, _transposed(network, node, weight), bias)  # type: ignore[arg-type]
     return None
 
 
 @rewrite("mm", "matmul")
 def _matmul(network: Network, node: fx.Node) -> fx.Node | None:
     x, weight = node.args
-    if network.constant(x) is not None:
-        return None
-    source = _undo_transpose(weight)
+    return None if network.constant(x) is not None else as_linear(network, node, x, weight)
+
+
+def as_linear(network: Network, node: fx.Node, x: Any, weight: Any) -> fx.Node | None:
+    """The linear layer x W, None where W is no constant matrix or the transpose of one."""
+    source = undo_transpose(weight)
     if source is not None and _is_matrix(network, source):
-        return _emit(network, node, aten.linear.default, x, source)
+        return emit(network, node, aten.linear.default, x, source)
     if _is_matrix(network, weight):
-        return _emit(network, node, aten.linear.default, x, _transposed(network, node, weight))  # type: ignore[arg-type]
+        return emit(network, node, aten.linear.default, x, _transposed(network, node, weight))
     return None
 
 
@@ -170,8 +167,8 @@ def _bias_of_linear(network: Network, node: fx.Node) -> fx.Node | None:
             and vector.ndim <= 2  # more axes than the layer's output would change its shape
             and vector.shape[-1:] == (vector.numel(),)
         ):
-            flat = bias if vector.ndim == 1 else _emit(network, node, aten.view.default, bias, [-1])
-            return _emit(network, layer, aten.linear.default, layer.args[0], layer.args[1], flat)
+            flat = bias if vector.ndim == 1 else emit(network, node, aten.view.default, bias, [-1])
+            return emit(network, layer, aten.linear.default, layer.args[0], layer.args[1], flat)
     return None
 
 
@@ -183,7 +180,7 @@ def _rows(network: Network, layer: fx.Node) -> int:
     return -1 if tensor is None else tensor.shape[0]
 
 
-def _undo_transpose(node: Any) -> fx.Node | None:
+def undo_transpose(node: Any) -> fx.Node | None:
     """The matrix M where node is M transposed."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return None
@@ -198,7 +195,7 @@ def _undo_transpose(node: Any) -> fx.Node | None:
 def _view(network: Network, node: fx.Node) -> fx.Node | None:
     # A functional graph says nothing about strides, and a view would depend on them.
     if node.target in (aten.view.default, aten._unsafe_view.default):
-        return _emit(network, node, aten.reshape.default, *node.args)
+        return emit(network, node, aten.reshape.default, *node.args)
     return None
 
 
@@ -207,7 +204,7 @@ def _greater_or_less(network: Network, node: fx.Node) -> fx.Node | None:
     # torch.max(a, b); with one tensor it is a reduction.
     twins = {aten.max.other: aten.maximum.default, aten.min.other: aten.minimum.default}
     twin = twins.get(node.target)  # type: ignore[call-overload]
-    return None if twin is None else _emit(network, node, twin, *node.args)
+    return None if twin is None else emit(network, node, twin, *node.args)
 
 
 _PADS = {
@@ -226,8 +223,8 @@ def _pad(network: Network, node: fx.Node) -> fx.Node | None:
     if all(width == 0 for width in pads):
         return node.args[0]  # type: ignore[return-value]
     if mode == "constant":
-        return _emit(
+        return emit(
             network, node, aten.constant_pad_nd.default, node.args[0], pads, argument(node, "value") or 0
         )
     target = _PADS.get((mode, len(pads)))
-    return None if target is None else _emit(network, node, target, node.args[0], pads)
+    return None if target is None else emit(network, node, target, node.args[0], pads)

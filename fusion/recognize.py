@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from fusion.affine import AffineNode, affine_node
-from fusion.network import Network, is_size_arithmetic, op_name
-from fusion.normalize import argument
+from fusion.network import Network, is_size_arithmetic
+from fusion.normalize import argument, is_call
 
 aten = torch.ops.aten
 
@@ -34,16 +34,6 @@ _CASTING = {"to", "_to_copy"}
 
 
 # --- reading chains ---------------------------------------------------------------------------------------------------
-def _is(node: Any, *ops: str) -> bool:
-    """Whether a node is a call of one of these operators on tensors; arithmetic on sizes bears the same names."""
-    return (
-        isinstance(node, fx.Node)
-        and node.op == "call_function"
-        and op_name(node) in ops
-        and not is_size_arithmetic(node)
-    )
-
-
 def _same(a: Any, b: Any, depth: int = 8) -> bool:
     """Whether two values are computed in the same way from the same nodes (networks repeat x - mean(x))."""
     if a is b:
@@ -69,16 +59,20 @@ def _number(network: Network, value: Any) -> float | None:
 
 def _power(network: Network, node: Any, exponent: float) -> fx.Node | None:
     """x where the node is x ** exponent, for 2, 1/2 and -1/2, -1."""
-    if _is(node, "pow") and _number(network, node.args[1]) == exponent and isinstance(node.args[0], fx.Node):
+    if (
+        is_call(node, "pow")
+        and _number(network, node.args[1]) == exponent
+        and isinstance(node.args[0], fx.Node)
+    ):
         return node.args[0]
     named = {2.0: ("square",), 0.5: ("sqrt",), -0.5: ("rsqrt",), -1.0: ("reciprocal",)}[exponent]
-    if _is(node, *named):
+    if is_call(node, *named):
         return node.args[0]  # type: ignore[no-any-return]
-    if exponent == 2 and _is(node, "mul") and _same(node.args[0], node.args[1]):
+    if exponent == 2 and is_call(node, "mul") and _same(node.args[0], node.args[1]):
         return node.args[0] if isinstance(node.args[0], fx.Node) else None
-    if exponent == -1 and _is(node, "div") and _number(network, node.args[0]) == 1:
+    if exponent == -1 and is_call(node, "div") and _number(network, node.args[0]) == 1:
         return node.args[1] if isinstance(node.args[1], fx.Node) else None
-    if exponent == -1 and _is(node, "mul") and _number(network, node.args[1]) == 1:
+    if exponent == -1 and is_call(node, "mul") and _number(network, node.args[1]) == 1:
         return _power(network, node.args[0], -1)  # 1.0 / x is traced as the reciprocal, times one
     if exponent == -0.5:
         below = _power(network, node, -1)
@@ -89,10 +83,10 @@ def _power(network: Network, node: Any, exponent: float) -> fx.Node | None:
 def divided(network: Network, node: Any) -> tuple[fx.Node, fx.Node, bool] | None:
     """(A, D, inverse) where the node is A / D for two values computed from the input: `inverse` says that D stands in
     the graph as 1 / D or 1 / sqrt of it, given as D itself."""
-    if _is(node, "div") and argument(node, "rounding_mode") is None:
+    if is_call(node, "div") and argument(node, "rounding_mode") is None:
         a, d = node.args[:2]
         return (a, _unspread(d), False) if isinstance(a, fx.Node) and isinstance(d, fx.Node) else None
-    if _is(node, "mul"):
+    if is_call(node, "mul"):
         for a, q in (node.args[:2], node.args[1::-1]):
             if isinstance(a, fx.Node) and isinstance(q, fx.Node) and is_inverse(network, q):
                 return a, _unspread(q), True
@@ -101,19 +95,19 @@ def divided(network: Network, node: Any) -> tuple[fx.Node, fx.Node, bool] | None
 
 def _unspread(node: fx.Node) -> fx.Node:
     """What is expanded along axes that it has, which broadcasting does as well."""
-    while _is(node, "expand", "expand_as") and len(node.args[0].meta["shape"]) == len(node.meta["shape"]):  # type: ignore[union-attr]
+    while is_call(node, "expand", "expand_as") and len(node.args[0].meta["shape"]) == len(node.meta["shape"]):  # type: ignore[union-attr]
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
 def is_inverse(network: Network, node: Any) -> bool:
     """Whether a factor is 1 / sqrt(x), 1 / x or a negative power of x: multiplying by it divides."""
-    while _is(node, *_MOVING, *_CASTING):
+    while is_call(node, *_MOVING, *_CASTING):
         node = node.args[0]
-    if _is(node, "pow"):
+    if is_call(node, "pow"):
         exponent = _number(network, node.args[1])
         return exponent is not None and exponent < 0
-    return _is(node, "rsqrt", "reciprocal") or _power(network, node, -1) is not None
+    return is_call(node, "rsqrt", "reciprocal") or _power(network, node, -1) is not None
 
 
 def _axes(node: fx.Node, name: str = "dim") -> tuple[int, ...] | None:
@@ -126,7 +120,7 @@ def _axes(node: fx.Node, name: str = "dim") -> tuple[int, ...] | None:
 
 def _mean(node: Any) -> tuple[fx.Node, tuple[int, ...]] | None:
     """(x, axes) where the node is the mean of x over them, which stay as axes of size one."""
-    if not _is(node, "mean") or node.target is not aten.mean.dim or not argument(node, "keepdim"):
+    if not is_call(node, "mean") or node.target is not aten.mean.dim or not argument(node, "keepdim"):
         return None
     axes = _axes(node)
     return None if axes is None else (node.args[0], axes)
@@ -134,7 +128,7 @@ def _mean(node: Any) -> tuple[fx.Node, tuple[int, ...]] | None:
 
 def _centred(node: Any) -> tuple[fx.Node, tuple[int, ...]] | None:
     """(x, axes) where the node is x - mean(x)."""
-    if not _is(node, "sub") or argument(node, "alpha", 1) != 1:
+    if not is_call(node, "sub") or argument(node, "alpha", 1) != 1:
         return None
     mean = _mean(node.args[1])
     return mean if mean is not None and _same(mean[0], node.args[0]) else None
@@ -142,7 +136,7 @@ def _centred(node: Any) -> tuple[fx.Node, tuple[int, ...]] | None:
 
 def _variance(network: Network, node: Any) -> tuple[fx.Node, tuple[int, ...]] | None:
     """(x, axes) where the node is the mean square of x - mean(x)."""
-    if _is(node, "var") and argument(node, "keepdim"):
+    if is_call(node, "var") and argument(node, "keepdim"):
         name, value = ("correction", 0) if node.target is aten.var.correction else ("unbiased", False)
         axes = _axes(node)
         return (node.args[0], axes) if argument(node, name, 1) == value and axes is not None else None
@@ -154,7 +148,7 @@ def _variance(network: Network, node: Any) -> tuple[fx.Node, tuple[int, ...]] | 
 
 def _plus_eps(network: Network, node: Any) -> tuple[Any, float]:
     """(x, eps) where the node is x + eps; eps = 0 where nothing is added."""
-    if _is(node, "add") and argument(node, "alpha", 1) == 1:
+    if is_call(node, "add") and argument(node, "alpha", 1) == 1:
         for x, eps in (node.args[:2], node.args[1::-1]):
             value = _number(network, eps)
             if value is not None and isinstance(x, fx.Node):
@@ -178,7 +172,7 @@ def recognize(network: Network) -> bool:
 
 def _idle_cast(node: fx.Node) -> bool:
     """A cast to the type that its source has (networks compute statistics in float32, whatever they are given)."""
-    source = node.args[0] if _is(node, *_CASTING) else None
+    source = node.args[0] if is_call(node, *_CASTING) else None
     if (
         not isinstance(source, fx.Node)
         or source.meta.get("dtype") != node.meta["dtype"]
@@ -275,11 +269,11 @@ def recognize_frozen(network: Network) -> None:
 
 
 def _frozen(network: Network, node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...], float] | None:
-    if not _is(node, "add") or argument(node, "alpha", 1) != 1 or not _is(node.args[0], "mul"):
+    if not is_call(node, "add") or argument(node, "alpha", 1) != 1 or not is_call(node.args[0], "mul"):
         return None
     x, scale = node.args[0].args[:2]  # type: ignore[union-attr]
     scale, shift = (_along_channels(network, n) for n in (scale, node.args[1]))
-    if not (_is(scale, "mul") and _is(shift, "sub") and isinstance(x, fx.Node)):
+    if not (is_call(scale, "mul") and is_call(shift, "sub") and isinstance(x, fx.Node)):
         return None
     gamma, root = (_along_channels(network, n) for n in scale.args[:2])
     inside = _power(network, root, -0.5)
@@ -287,7 +281,7 @@ def _frozen(network: Network, node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ..
         return None
     var, eps = _plus_eps(network, inside)
     beta, product = (_along_channels(network, n) for n in shift.args[:2])
-    if not _is(product, "mul") or argument(shift, "alpha", 1) != 1:
+    if not is_call(product, "mul") or argument(shift, "alpha", 1) != 1:
         return None
     mean, again = (_along_channels(network, n) for n in product.args[:2])
     tensors = tuple(_along_channels(network, n) for n in (gamma, beta, mean, var))
@@ -299,7 +293,7 @@ def _frozen(network: Network, node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ..
 
 def _along_channels(network: Network, node: Any) -> Any:
     """What a reshape to [1, C, 1, 1] reads."""
-    if _is(node, "reshape"):
+    if is_call(node, "reshape"):
         size = list(node.args[1])
         if len(size) >= 2 and size[0] == 1 and all(s == 1 for s in size[2:]):
             return node.args[0]
@@ -351,27 +345,27 @@ def _region(
         current = todo.pop()
         if current in inside or current in leaves or not _computed(current):
             continue
-        if current in stop or not _is(current, *allowed):
+        if current in stop or not is_call(current, *allowed):
             leaves.add(current)
             continue
         inside.add(current)
         # What is moved, or repeated in the shape of another tensor, does not depend on that tensor's values.
-        todo += current.args[:1] if _is(current, *_MOVING) else current.all_input_nodes  # type: ignore[arg-type]
+        todo += current.args[:1] if is_call(current, *_MOVING) else current.all_input_nodes  # type: ignore[arg-type]
     return inside, leaves
 
 
 def _statistic(network: Network, node: fx.Node) -> tuple[set[fx.Node], fx.Node] | None:
     """(nodes, signal) where the node is the root (or another power) of means over one signal."""
     outside, reductions = _region(node, _ELEMENTWISE)
-    if not reductions or not all(_is(n, *_REDUCING) for n in reductions):
+    if not reductions or not all(is_call(n, *_REDUCING) for n in reductions):
         return None
     signals = {_measured(network, n) for n in reductions}
     if len(signals) != 1:
         return None
     (signal,) = signals
     inside, leaves = _region(node, _ELEMENTWISE | _REDUCING, signals)
-    powers = (n for n in outside if _is(n, "pow"))
-    rooted = any(_is(n, *_ROOTS) for n in outside | reductions) or any(
+    powers = (n for n in outside if is_call(n, "pow"))
+    rooted = any(is_call(n, *_ROOTS) for n in outside | reductions) or any(
         _number(network, n.args[1]) not in (1.0, 2.0, None) for n in powers
     )
     return (inside, signal) if leaves == signals and rooted else None
@@ -384,11 +378,11 @@ def _measured(network: Network, reduction: fx.Node) -> fx.Node:
         squared, centred = _power(network, source, 2), _centred(source)
         if squared is not None:
             source = squared
-        elif _is(source, "pow") and _number(network, source.args[1]) is not None:
+        elif is_call(source, "pow") and _number(network, source.args[1]) is not None:
             source = source.args[0]  # type: ignore[assignment]
         elif centred is not None:
             source = centred[0]
-        elif _is(source, "abs", "constant_pad_nd", "pad", *_MOVING, *_CASTING):
+        elif is_call(source, "abs", "constant_pad_nd", "pad", *_MOVING, *_CASTING):
             source = source.args[0]  # type: ignore[assignment]
         else:
             return source
@@ -410,11 +404,11 @@ def _divisive(network: Network, node: fx.Node) -> tuple[str, set[fx.Node]] | Non
     region = measured | numerator | {node}
     if self_gate(network, above) is not None:
         return "ada_norm", region
-    if any(_is(n, *_POOLING) for n in measured):
+    if any(is_call(n, *_POOLING) for n in measured):
         return "local_response_norm", region
-    if any(_is(n, "linalg_vector_norm", "norm") for n in measured):
+    if any(is_call(n, "linalg_vector_norm", "norm") for n in measured):
         return "l2_norm", region
-    if any(_is(n, "var", "std") or _variance(network, n) for n in measured):
+    if any(is_call(n, "var", "std") or _variance(network, n) for n in measured):
         return ("standardization" if _centred(above) else "variance_norm"), region
     return "divisive_norm", region
 
@@ -422,7 +416,7 @@ def _divisive(network: Network, node: fx.Node) -> tuple[str, set[fx.Node]] | Non
 def self_gate(network: Network, node: Any) -> fx.Node | None:
     """The factor G where the node is x - x G and G is x (or x less its mean) divided by a statistic, times constants:
     AdaNorm's gate 1 - k y, constant in training (Xu et al. 2019, arXiv:1911.07013)."""
-    if not _is(node, "sub") or argument(node, "alpha", 1) != 1 or not _is(node.args[1], "mul"):
+    if not is_call(node, "sub") or argument(node, "alpha", 1) != 1 or not is_call(node.args[1], "mul"):
         return None
     x, product = node.args[:2]
     for own, gate in (product.args[:2], product.args[1::-1]):
@@ -451,7 +445,7 @@ def _free_of_constants(network: Network, node: fx.Node) -> fx.Node:
 def _mixture(network: Network, node: fx.Node) -> tuple[str, set[fx.Node]] | None:
     """sum_k p_k(x) (S_k x + T_k) with p a softmax over k of something computed from x alone, element by element and by
     sums over one axis."""
-    if not _is(node, "sum") or not _is(node.args[0], "mul"):
+    if not is_call(node, "sum") or not is_call(node.args[0], "mul"):
         return None
     product: fx.Node = node.args[0]  # type: ignore[assignment]
     for belongs, pieces in (product.args[:2], product.args[1::-1]):
@@ -459,12 +453,12 @@ def _mixture(network: Network, node: fx.Node) -> tuple[str, set[fx.Node]] | None
             continue
         between, ends = _region(belongs, {"mul", "div", *_MOVING})  # type: ignore[arg-type]
         maps, signals = _region(pieces, {"add", "sub", "mul", "div", *_MOVING})  # type: ignore[arg-type]
-        if len(ends) != 1 or len(signals) != 1 or not _is(next(iter(ends)), "softmax", "_softmax"):
+        if len(ends) != 1 or len(signals) != 1 or not is_call(next(iter(ends)), "softmax", "_softmax"):
             continue
         (softmax,) = ends
         if _axes(node) != (int(softmax.args[1]) % len(softmax.meta["shape"]),):  # type: ignore[arg-type]
             continue
-        if any(sum(map(_computed, n.args[:2])) > 1 for n in maps | between if not _is(n, *_MOVING)):
+        if any(sum(map(_computed, n.args[:2])) > 1 for n in maps | between if not is_call(n, *_MOVING)):
             continue
         inside, leaves = _region(softmax.args[0], _ELEMENTWISE | {"sum"}, signals)  # type: ignore[arg-type]
         if leaves == signals:
@@ -479,16 +473,16 @@ _STATISTICS = {"layer_norm", "group_norm", "instance_norm", "rms_norm"}
 def owner(network: Network, start: AffineNode) -> fx.Node:
     """The normalization that a constant map belongs to: the node itself, or where constants stand right behind
     statistics of the input, as their scale and shift, the node that these end in."""
-    if start.strip is not None or not _is(start.node, "mul", "div", "add", "sub", "rsub"):
+    if start.strip is not None or not is_call(start.node, "mul", "div", "add", "sub", "rsub"):
         return start.node
     node = start.source
     while True:
-        if _is(node, *_STATISTICS) or _chain_ending_at(network, node) is not None:
+        if is_call(node, *_STATISTICS) or _chain_ending_at(network, node) is not None:
             return node
         own = affine_node(network, node)
-        if own is not None and own.strip is None and _is(node, "mul", "div", "add", "sub", "rsub"):
+        if own is not None and own.strip is None and is_call(node, "mul", "div", "add", "sub", "rsub"):
             node = own.source
-        elif _is(node, *_MOVING):
+        elif is_call(node, *_MOVING):
             node = node.args[0]  # type: ignore[assignment]
         else:
             return start.node

@@ -1,0 +1,139 @@
+"""Products of matrices whose axes were folded together for `mm` and `bmm`: linear layers and products on all axes.
+
+Core ATen has products of two matrices, and of two batches of matrices, only. What has more axes is reshaped to these
+and back, and what is broadcast is written out; here it is one operator again, on the values as they were.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fusion.network import Network
+from fusion.normalize import is_call, rewrite
+
+aten = torch.ops.aten
+
+
+def recognize_products(network: Network) -> bool:
+    """Write linear and matmul for what is reshaped before and after a product, in place; whether there was any. Needs
+    shapes, and gives new nodes theirs."""
+    found = False
+    for node in list(network.graph.nodes):
+        new = _idle(node) or _linear(network, node) or _matmul(network, node) or _biased(network, node)
+        if new is not None:
+            found = True
+            if not new.meta.get("layer") and new.op == "call_function":
+                new.meta = {**new.meta, "layer": node.meta.get("layer", "")}
+            node.replace_all_uses_with(new)
+    if found:
+        network.graph.eliminate_dead_code()
+    return found
+
+
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two values have one shape, for every batch size."""
+    return a.meta.get("shape") is not None and _sizes(a) == _sizes(b)
+
+
+def _sizes(node: fx.Node) -> list[tuple[int | None, int]]:
+    """Each axis: its size (None where it follows the batch), and its size for two samples."""
+    shape, example = node.meta.get("shape"), node.meta.get("example")
+    return [] if shape is None or example is None else list(zip(shape, example, strict=True))
+
+
+# --- what changes nothing ---------------------------------------------------------------------------------------------
+def _idle(node: fx.Node) -> fx.Node | None:
+    """What a reshape or an expansion to the shape that is there already, or two permutations that cancel, read."""
+    if is_call(node, "reshape", "expand"):
+        source: Any = node.args[0]
+        return source if _same_shape(source, node) else None
+    if is_call(node, "permute") and is_call(node.args[0], "permute"):
+        inner: Any = node.args[0]
+        first, second = (_order(n) for n in (inner, node))
+        return inner.args[0] if [first[i] for i in second] == sorted(first) else None
+    return None
+
+
+def _order(node: fx.Node) -> list[int]:
+    order: Any = node.args[1]
+    return [axis % len(order) for axis in order]
+
+
+# --- linear layers ----------------------------------------------------------------------------------------------------
+def _linear(network: Network, node: fx.Node) -> fx.Node | None:
+    """reshape(linear(reshape(x))) with all axes but the last folded together is linear(x)."""
+    layer: Any = node.args[0] if is_call(node, "reshape") else None
+    if not is_call(layer, "linear") or len(layer.users) != 1 or not is_call(layer.args[0], "reshape"):
+        return None
+    source: Any = layer.args[0].args[0]
+    weight = network.constant(layer.args[1])
+    before, after = _sizes(source), _sizes(node)
+    if weight is None or len(before) < 2 or before[:-1] != after[:-1]:
+        return None
+    if before[-1][1] != weight.shape[1] or after[-1][1] != weight.shape[0]:
+        return None
+    return _called(network, node, layer, aten.linear.default, source, *layer.args[1:])
+
+
+def _biased(network: Network, node: fx.Node) -> fx.Node | None:
+    """What is added to a linear layer that was in the way of its bias."""
+    if not is_call(node, "add") or not any(is_call(n, "linear") for n in node.all_input_nodes):
+        return None
+    function = rewrite.get("add")
+    assert function is not None
+    with network.graph.inserting_before(node):
+        new = function(network, node)
+    if new is None or network.constant(new.args[2]) is None:
+        return None
+    new.meta = {**node.meta, "layer": new.meta.get("layer", "")}
+    return new
+
+
+# --- products of values -----------------------------------------------------------------------------------------------
+def _matmul(network: Network, node: fx.Node) -> fx.Node | None:
+    """reshape(bmm(reshape(a), reshape(b))) with the axes before the last two folded together is matmul(a, b)."""
+    product: Any = node.args[0] if is_call(node, "reshape") else None
+    if not is_call(product, "bmm") or len(product.users) != 1:
+        return None
+    answer = _sizes(node)
+    factors = []
+    for factor in product.args[:2]:
+        source = factor.args[0] if is_call(factor, "reshape") else None
+        sizes = [] if source is None else _sizes(source)
+        if len(sizes) < 3 or sizes[:-2] != answer[:-2] or sizes[-2:] != _sizes(factor)[-2:]:
+            return None
+        factors.append(source)
+    if _sizes(product)[-2:] != answer[-2:]:
+        return None
+    a, b = _unrepeated(factors, [size for _, size in answer[:-2]])
+    matrix = network.constant(b)
+    if matrix is not None and matrix.ndim == 2 and network.constant(a) is None:
+        weight = network.add_constant(str(b.target), matrix.t().contiguous(), before=node)
+        return _called(network, node, product, aten.linear.default, a, weight)
+    return _called(network, node, product, aten.matmul.default, a, b)
+
+
+def _unrepeated(factors: list[Any], leading: list[int]) -> list[Any]:
+    """The factors before they were repeated along leading axes, which the product does by itself; as they are where
+    both would lack an axis."""
+    bare = [node.args[0] if is_call(node, "expand") else node for node in factors]
+    sizes = [list(node.meta["example"])[:-2] for node in bare]
+    alike = min(len(node.meta["example"]) for node in bare) >= 2
+    return bare if alike and _broadcast(*sizes) == leading else factors
+
+
+def _broadcast(a: list[int], b: list[int]) -> list[int]:
+    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
+    padded = [1] * (len(longer) - len(shorter)) + shorter
+    return [max(pair) for pair in zip(longer, padded, strict=True)]
+
+
+def _called(network: Network, node: fx.Node, like: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """A call in the place of `node`, with its shape and the layer of `like`."""
+    with network.graph.inserting_before(node):
+        new = network.graph.call_function(target, args)
+    new.meta = {**node.meta, "layer": like.meta.get("layer") or node.meta.get("layer", "")}
+    return new

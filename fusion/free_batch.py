@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ aten = torch.ops.aten
 # Two sizes that no axis has by chance: sizes that are a multiple of them in both runs follow the batch.
 _TRIED = (1009, 1013)
 _MOST_TRIES = 64
+_MOST_CHANGES = 500
 _MADE_BY_SIZE: Mapping[str, Callable[..., Tensor]] = {
     "new_zeros": torch.zeros,
     "new_ones": torch.ones,
@@ -38,26 +39,61 @@ def free_batch(network: Network, declared: int) -> None:
     """Rewrite a normalized graph that was traced for `declared` samples, in place. For so many it computes what it did;
     what cannot be freed is left as it is, and fails where the graph is run with another batch."""
     with TRACING, torch.no_grad():
-        _Walk(network, declared, {}).run()
+        _Walk(network, declared).run()
     prune(network)
     network.graph.lint()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Walk:
     network: Network
     declared: int
-    values: dict[fx.Node, Runs | None]  # None: it does not run with these sizes, or nothing before it does
+    # None: it does not run with these sizes, or nothing before it does
+    values: dict[fx.Node, Runs | None] = field(default_factory=dict)
+    # Which of several places for the batch a target takes, and how many there are: the first fits mostly.
+    chosen: dict[fx.Node, int] = field(default_factory=dict)
+    choices: dict[fx.Node, int] = field(default_factory=dict)
 
     def run(self) -> None:
-        image = self.network.input_nodes[0]
-        for node in list(self.network.graph.nodes):
-            if node.op == "placeholder":
-                self.values[node] = self._made(node)
-            elif node.op == "get_attr":
-                self.values[node] = self._constant(node)
-            elif node.op == "call_function":
-                self._free(node, image)
+        """Node by node; where one does not fit, with another choice for the last target that leaves one."""
+        nodes = list(self.network.graph.nodes)
+        written = [(node.args, node.kwargs) for node in nodes]
+
+        def restored(start: int) -> int:
+            for node, (args, kwargs) in zip(nodes[start:], written[start:], strict=True):
+                node.args, node.kwargs = args, kwargs
+                self.choices.pop(node, None)
+            return start
+
+        position, changes = 0, 0
+        while position < len(nodes):
+            fits = self._step(nodes[position])
+            position += 1
+            if fits or changes > _MOST_CHANGES:
+                continue
+            changes += 1
+            last = next((i for i in range(position - 1, -1, -1) if self._has_another(nodes[i])), None)
+            if last is None:  # nothing helps: as it is most likely, up to where it fails
+                self.chosen.clear()
+                position, changes = restored(0), _MOST_CHANGES + 1
+            else:
+                position = restored(last)
+                self.chosen[nodes[last]] = self.chosen.get(nodes[last], 0) + 1
+                for node in nodes[last + 1 :]:
+                    self.chosen.pop(node, None)
+
+    def _has_another(self, node: fx.Node) -> bool:
+        return self.chosen.get(node, 0) + 1 < self.choices.get(node, 1)
+
+    def _step(self, node: fx.Node) -> bool:
+        """Work out a node's value; False where it is the first on its way that has none."""
+        if node.op == "placeholder":
+            self.values[node] = self._made(node)
+        elif node.op == "get_attr":
+            self.values[node] = self._constant(node)
+        elif node.op == "call_function":
+            return self._free(node, self.network.input_nodes[0])
+        return True
 
     def _made(self, node: fx.Node) -> Runs:
         shapes = [[n if size is None else size for size in node.meta["shape"]] for n in _TRIED]
@@ -68,15 +104,16 @@ class _Walk:
         tensor = self.network.constants[str(node.target)].to("meta")
         return tensor, tensor
 
-    def _free(self, node: fx.Node, image: fx.Node) -> None:
+    def _free(self, node: fx.Node, image: fx.Node) -> bool:
         if any(self.values.get(source) is None for source in node.all_input_nodes):
             self.values[node] = None
-            return
+            return True
         self._follow(node, image)
         self._made_by_size(node)
         self.values[node] = self._called(node)
         if self.values[node] is None:
             self._repair(node, image)
+        return self.values[node] is not None
 
     def _called(self, node: fx.Node) -> Runs | None:
         """What the node returns at both sizes; None where it does not run, or follows the batch in no sound way."""
@@ -85,8 +122,11 @@ class _Walk:
             first, second = (call(node, values) for values in given)
         except Exception:  # operators raise anything where shapes do not fit
             return None
-        pairs = zip(_tensors(first), _tensors(second), strict=True)
-        return (first, second) if all(_coefficients(*pair) is not None for pair in pairs) else None
+        tensors = _tensors(first), _tensors(second)
+        if len(tensors[0]) != len(tensors[1]):  # one for each image
+            return None
+        fits = all(_coefficients(*pair) is not None for pair in zip(*tensors, strict=True))
+        return (first, second) if fits else None
 
     def _follow(self, node: fx.Node, image: fx.Node) -> None:
         """Let a constant target shape follow the batch."""
@@ -98,10 +138,14 @@ class _Walk:
         sizes, axis = found
         wanted: list[int] = list(node.args[1])  # type: ignore[arg-type]
         if op_name(node) == "expand":
-            full, place = wanted, expanded(wanted, sizes, axis, self.declared)
+            place = expanded(wanted, sizes, axis, self.declared)
+            targets = None if place is None else (wanted, [place])
         else:
-            full, place = reshaped(wanted, sizes, axis, self.declared) or (wanted, None)
-        if place is not None:
+            targets = reshaped(wanted, sizes, axis, self.declared)
+        if targets is not None:
+            full, places = targets
+            self.choices[node] = len(places)
+            place = places[self.chosen.get(node, 0)]
             target: list[Any] = [*full]
             target[place] = self._times(full[place] // self.declared, node, image)
             node.update_arg(1, target)

@@ -88,11 +88,31 @@ class Sequences(nn.Module):
         return self.head(y.mean(0))  # type: ignore[no-any-return]
 
 
+class Heads(nn.Module):
+    """Targets whose batch could be in several places, if there is one image: only what follows tells where. Heads that
+    share the axis of the images (SAM), an axis of one that is expanded (BoTNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.qkv, self.head = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 18), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).flatten(2).transpose(1, 2)
+        b, n, c = y.shape
+        q, k, v = self.qkv(y).reshape(b, n, 3, 2, 3).permute(2, 0, 3, 1, 4).reshape(3, b * 2, n, 3).unbind(0)
+        scores = (q @ k.transpose(-2, -1)).reshape(b * 2, 3, 1, 3, n)
+        bias = (q.reshape(b * 2, 3, 3, 3) @ self.head.weight.T[:3, :3]).reshape(b * 2, 3, 1, 3, 3)
+        bias = bias.expand(-1, -1, 3, -1, -1).permute(0, 1, 3, 2, 4).reshape(b * 2, 3, 1, 3, n)
+        y = ((scores + bias).reshape(b * 2, n, n).softmax(-1) @ v).reshape(b, 2, n, 3)
+        return self.head(y.transpose(1, 2).reshape(b, n, c).mean(1))  # type: ignore[no-any-return]
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "tokens": Tokens,
     "windows": Windows,
     "shuffle": Shuffle,
     "sequences": Sequences,
+    "heads": Heads,
 }
 
 
@@ -196,7 +216,7 @@ def test_a_target_follows_the_batch_wherever_it_is(
         wanted[(where + 1) % len(wanted)] = -1
     found = reshaped(wanted, at(source, 1), axis, declared)
     assert found is not None
-    full, place = found
+    full, (place, *_) = found
     for batch in (1, 2, 7):
         now = [size // declared * batch if i == place else size for i, size in enumerate(full)]
         assert now == at(target, batch)

@@ -38,12 +38,14 @@ def follow_batch(
         return arguments
     sizes, axis = shape
     if node.op == "Expand":
-        full, place = wanted, expanded(wanted, sizes, axis, declared)
+        place = expanded(wanted, sizes, axis, declared)
+        found = None if place is None else (wanted, [place])
     else:
         zeros = not node.get("allowzero", 0)
-        full, place = reshaped(wanted, sizes, axis, declared, zero_copies=zeros) or (wanted, None)
-    if place is None:
+        found = reshaped(wanted, sizes, axis, declared, zero_copies=zeros)
+    if found is None:
         return arguments
+    full, (place, *_) = found
     plain = tuple(size // declared if i == place else size for i, size in enumerate(full))
     return arguments[0], Batched(plain, (place,))
 

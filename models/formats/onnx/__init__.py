@@ -14,7 +14,7 @@ from fusion.errors import BadFile, ClearfoldError
 from models.formats.onnx import quantized
 from models.formats.onnx.file import OnnxFile, flatten
 from models.formats.onnx.images import Image, find
-from models.formats.onnx.inputs import alone
+from models.formats.onnx.inputs import alone, asked
 from models.formats.onnx.module import OnnxModule
 from models.formats.onnx.plan import Plan, make
 from models.formats.onnx.runtime import Runtime
@@ -55,7 +55,7 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
     del proto  # neither the bytes nor the decoded file stay: large networks would be held several times over
     if not file.outputs:
         raise BadFile("The file declares no output. Export it again.")
-    image = find(file.inputs, size)
+    image = find(asked(file), size)
     file, set_aside = alone(file, image)
     try:
         plan = _plan(file, image)

@@ -34,6 +34,12 @@ KINDS: dict[str, Any] = {
 }
 
 
+def asked(file: OnnxFile) -> tuple[Input, ...]:
+    """The inputs that some node reads: converters leave others, which were constants once. All where none is read."""
+    wanted = {name for node in file.nodes for name in node.inputs}.union(file.outputs)
+    return tuple(input for input in file.inputs if input.name in wanted) or file.inputs
+
+
 def alone(file: OnnxFile, image: Image) -> tuple[OnnxFile, tuple[str, ...]]:
     """The file with the image as its only input, and what is to be said of it.
 

@@ -80,3 +80,8 @@ def test_two_images_are_too_many(save: Save) -> None:
     node = helper.make_node("Sub", ["x", "reference"], ["y2"])
     with pytest.raises(BadFile, match=r"declares 2: 'x' FLOAT \?x3x4x4, 'reference' FLOAT"):
         read(save(beside([node], [("reference", TensorProto.FLOAT, IMAGE)], ["y", "y2"])))
+
+
+def test_an_input_that_nothing_reads_is_no_image(save: Save) -> None:
+    """As converters leave constants of the normalization that they folded."""
+    agrees(save(beside([], [("normalization/Sqrt/x:0", TensorProto.FLOAT, (1, 1, 1, 3))], ["y"])))

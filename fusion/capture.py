@@ -251,6 +251,8 @@ def _lift(program: ExportedProgram, shape: Sequence[int]) -> tuple[fx.Graph, dic
     mapped: dict[fx.Node, fx.Node] = {}
     constants: dict[str, Tensor] = {}
     for node in _without_nesting(program.graph_module):
+        if node.op == "placeholder" and not node.users and not isinstance(node.meta.get("val"), Tensor):
+            continue  # an argument that was no tensor is part of the graph already
         if node.op == "placeholder" and node.name in names:
             if not node.users:
                 continue

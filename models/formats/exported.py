@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from fusion.errors import BadFile
+from models.formats.portions import in_portions
 from models.formats.probing import DEFAULT_SIZE, first_line, map_tensors
 from models.formats.torchscript.allowed import GLOBALS, vocabulary
 from models.layouts import is_channels_last
@@ -91,7 +93,9 @@ def from_program(
 
 
 def _input(program: ExportedProgram) -> tuple[tuple[Any, ...], torch.dtype]:
-    names = program.graph_signature.user_inputs
+    names = [
+        name for name in program.graph_signature.user_inputs if isinstance(name, str)
+    ]  # others are constants
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     values = [nodes[name].meta.get("val") for name in names if name in nodes]
     if len(names) != 1 or len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4:
@@ -103,29 +107,18 @@ def _input(program: ExportedProgram) -> tuple[tuple[Any, ...], torch.dtype]:
 
 
 def _runner(program: ExportedProgram, batch: int | None, dtype: torch.dtype) -> Callable[[Tensor], Any]:
-    """The program's own module on the CPU; where its batch is fixed, it runs in portions of that size."""
+    """The program's own module on the CPU, given the image as it was exported with it: by place or by keyword."""
     module = program.module()
+    structure = program.call_spec.in_spec
+    inputs = program.graph_signature.user_inputs
 
     def run(x: Tensor) -> Any:
-        inputs = x.detach().to("cpu", dtype)
+        leaves = [x.detach().to("cpu", dtype) if isinstance(n, str) else n for n in inputs]
+        args, kwargs = pytree.tree_unflatten(leaves, structure) if structure is not None else (leaves, {})
         with torch.no_grad():
-            if batch is None:
-                return map_tensors(module(inputs), lambda t: t.to(x.dtype))
-            rows = []
-            for start in range(0, len(inputs), batch):
-                part = inputs[start : start + batch]
-                padded = torch.cat([part, part[-1:].expand(batch - len(part), *part.shape[1:])])
-                rows.append(_flat(module(padded), len(part)))
-            return [torch.cat(column).to(x.dtype) for column in zip(*rows, strict=True)]
+            return map_tensors(module(*args, **kwargs), lambda t: t.to(x.dtype))
 
-    return run
-
-
-def _flat(value: Any, count: int) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value[:count]]
-    items = value.values() if isinstance(value, dict) else value
-    return [t for item in items if item is not None for t in _flat(item, count)]
+    return run if batch is None else in_portions(run, batch)
 
 
 def _is_flat(path: Path) -> bool:

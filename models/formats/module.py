@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fusion.capture import evaluation_twin
 from fusion.errors import BadInput
 from models.detectors import is_detector, raw_heads
+from models.formats.portions import any_number
 from models.formats.probing import DEFAULT_SIZE, check_finite, find_example, map_tensors
 from models.opened import Source
 from models.preprocess import InputSpec
@@ -36,7 +37,7 @@ def read(module: nn.Module, *, size: tuple[int, int] | None = None, channels: in
     embeds = getattr(module, "num_classes", None) == 0  # timm's word for a network without its classifier
     return Source(
         example,
-        _runner(twin, example),
+        any_number(_runner(twin, example), len(example)),
         module=twin,
         notes=tuple(notes),
         input=spec,

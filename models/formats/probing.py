@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from fusion import network
 from fusion.errors import ClearfoldError
+from models.formats.portions import follows
 
 DEFAULT_SIZE = (224, 224)
 MAX_CHANNELS = 64
+_BATCHES = (2, 1, 4, 8)
 
 
 def check_finite(module: nn.Module) -> None:
@@ -28,8 +30,9 @@ def find_example(
     failure: type[ClearfoldError],
     channels: int | None = None,
 ) -> tuple[Tensor, bool]:
-    """A batch of two random images [2, C, H, W] on which the module runs, typed and placed like its weights; images
-    [2, H, W, C], and true, where it runs on these only.
+    """A batch of random images [N, C, H, W] on which the module runs, typed and placed like its weights; images
+    [N, H, W, C], and true, where it runs on these only. N is 2, or what else a trace is for that took the number of
+    its images for a constant.
 
     The channels are those of the first convolution that takes them. Where `size` is left open, 224x224 is
     tried and a note says so. Raises `failure` where no image runs; Clearfold's own errors pass through.
@@ -39,25 +42,30 @@ def find_example(
     device = next((t.device for t in tensors), torch.device("cpu"))
     height, width = size or DEFAULT_SIZE
     problem: Exception | None = None
+    mixed: tuple[Tensor, bool] | None = None
     counts = [channels] if channels is not None else _likely_channels(tensors)
-    for last, count in itertools.product((False, True), counts):
+    for batch, last, count in itertools.product(_BATCHES, (False, True), counts):
         generator = torch.Generator().manual_seed(0)
         shape = (height, width, count) if last else (count, height, width)
-        example = torch.randn(2, *shape, generator=generator).to(device, dtype)
+        example = torch.randn(batch, *shape, generator=generator).to(device, dtype)
         try:
             with torch.no_grad():
-                module(example)
+                answers = module(example)
         except ClearfoldError:
             raise
         except Exception as error:  # whatever the module raises for a shape that does not fit
             problem = problem or error
             continue
-        if size is None:
+        if size is None and mixed is None:
             notes.append(
                 f"Nothing says what size of image the network takes; {height}x{width} is assumed. "
                 "Pass size=HxW if it is another."
             )
-        return example, last
+        if follows(answers, batch):
+            return example, last
+        mixed = mixed or (example, last)
+    if mixed is not None:  # whoever captures it says what is wrong
+        return mixed
     raise failure(
         f"The network does not run on images of {height}x{width} pixels ({first_line(problem)}). "
         "Pass the size it was made for: size=HxW, for example size=32x32."

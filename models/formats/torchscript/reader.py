@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.errors import BadFile, ClearfoldError, UnsupportedOperator
+from models.formats.portions import any_number
 from models.formats.probing import check_finite, find_example, first_line, map_tensors
 from models.formats.torchscript import integers
 from models.formats.torchscript.archive import inspect
@@ -50,7 +51,7 @@ def read(path: str | Path, *, size: tuple[int, int] | None = None) -> TorchScrip
     notes = integers.notes(_nodes(module))
     size = size or read_metadata(archive.metadata).get("size")
     example, last = find_example(module, size, notes, BadFile)
-    original = _runner(root, example.dtype)
+    original = any_number(_runner(root, example.dtype), len(example))
     return TorchScriptSource(module, example, original, tuple(notes), archive.metadata, last)
 
 

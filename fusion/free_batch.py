@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from fusion.network import Network, call, op_name, prune
 from fusion.targets import expanded, reshaped
@@ -24,8 +25,8 @@ aten = torch.ops.aten
 
 # Two sizes that no axis has by chance: sizes that are a multiple of them in both runs follow the batch.
 _TRIED = (1009, 1013)
-_MOST_TRIES = 64
-_MOST_CHANGES = 500
+_MOST_TRIES = 100  # of other constants for one node
+_MOST_CHANGES = 200  # of other places for the batch
 _MADE_BY_SIZE: Mapping[str, Callable[..., Tensor]] = {
     "new_zeros": torch.zeros,
     "new_ones": torch.ones,
@@ -38,7 +39,8 @@ Runs = tuple[Any, Any]
 def free_batch(network: Network, declared: int) -> None:
     """Rewrite a normalized graph that was traced for `declared` samples, in place. For so many it computes what it did;
     what cannot be freed is left as it is, and fails where the graph is run with another batch."""
-    with TRACING, torch.no_grad():
+    # The dispatcher runs layers such as an LSTM in parts, which refuse sizes that do not fit: their kernels do not.
+    with TRACING, torch.no_grad(), enable_python_dispatcher():
         _Walk(network, declared).run()
     prune(network)
     network.graph.lint()
@@ -115,9 +117,11 @@ class _Walk:
             self._repair(node, image)
         return self.values[node] is not None
 
-    def _called(self, node: fx.Node) -> Runs | None:
-        """What the node returns at both sizes; None where it does not run, or follows the batch in no sound way."""
-        given = [{n: (self.values[n] or ())[i] for n in node.all_input_nodes} for i in (0, 1)]
+    def _called(self, node: fx.Node, other: Mapping[fx.Node, Runs] | None = None) -> Runs | None:
+        """What the node returns at both sizes, `other` in the place of some of its inputs; None where it does not run,
+        or follows the batch in no sound way."""
+        runs = {n: self.values[n] or () for n in node.all_input_nodes} | dict(other or {})
+        given = [{n: values[i] for n, values in runs.items()} for i in (0, 1)]
         try:
             first, second = (call(node, values) for values in given)
         except Exception:  # operators raise anything where shapes do not fit
@@ -186,44 +190,60 @@ class _Walk:
 
     def _repair(self, node: fx.Node, image: fx.Node) -> None:
         """Give the node its constants once per sample, whatever their number, so that it fits."""
-        constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
-        choices = [[None, *self._periods(n)] for n in constants]
-        # Few changes first: the one constant that is in the way.
-        tries = sorted(
-            itertools.islice(itertools.product(*choices), _MOST_TRIES), key=lambda c: len(c) - c.count(None)
-        )
-        for chosen in tries:
-            changed = {n: period for n, period in zip(constants, chosen, strict=True) if period is not None}
-            for narrow in (True, False):
-                if changed and self._try(node, image, changed, narrow):
-                    return
+        for periods in itertools.islice(self._tries(node), _MOST_TRIES):
+            for narrow in (True, False) if _broadcasts(node) else (False,):
+                other = {n: self._runs(n, axis, narrow) for n, axis in periods.items()}
+                if self._called(node, other) is None:
+                    continue
+                for constant, axis in periods.items():
+                    node.replace_input_with(constant, self._once(constant, axis, narrow, node, image))
+                self.values[node] = self._called(node)
+                return
 
-    def _periods(self, node: fx.Node) -> Iterator[_Period]:
-        """The axes along which a constant repeats itself as often as there are samples."""
-        tensor = self.network.constants[str(node.target)]
-        for axis, size in enumerate(tensor.shape):
-            if size and size % self.declared == 0:
-                once = tensor.narrow(axis, 0, size // self.declared)
-                times = [self.declared if i == axis else 1 for i in range(tensor.ndim)]
-                if self.declared == 1 or torch.equal(once.repeat(times), tensor):
-                    yield _Period(axis, once)
+    def _tries(self, node: fx.Node) -> Iterator[dict[fx.Node, int]]:
+        """Constants of a node with the axis along which each could repeat: few at a time first, those of one shape (as
+        the two states of a recurrent layer) always together."""
+        alike: dict[torch.Size, list[fx.Node]] = {}
+        for n in node.all_input_nodes:
+            if n.op == "get_attr":
+                alike.setdefault(self.network.constants[str(n.target)].shape, []).append(n)
+        groups = [(group, axes) for group in alike.values() if (axes := self._axes(group))]
+        for count in range(1, len(groups) + 1):
+            for chosen in itertools.combinations(groups, count):
+                for along in itertools.product(*(axes for _, axes in chosen)):
+                    yield {n: axis for (group, _), axis in zip(chosen, along, strict=True) for n in group}
 
-    def _try(self, node: fx.Node, image: fx.Node, changed: Mapping[fx.Node, _Period], narrow: bool) -> bool:
-        """Put other constants into a node; taken back where it does not fit. narrow: one sample's part is left to
-        broadcasting."""
-        replaced: dict[fx.Node, fx.Node] = {}
-        for constant, period in changed.items():
-            once = self.network.add_constant(f"{constant.target}_once", period.once.contiguous(), before=node)
-            once.meta["layer"] = constant.meta.get("layer", "")
-            self.values[once] = self._constant(once)
-            replaced[constant] = once if narrow else self._repeated(once, period.axis, node, image)
-        args, kwargs = node.args, node.kwargs
-        for constant, other in replaced.items():
-            node.replace_input_with(constant, other)
-        self.values[node] = self._called(node)
-        if self.values[node] is None:
-            node.args, node.kwargs = args, kwargs
-        return self.values[node] is not None
+    def _axes(self, constants: Sequence[fx.Node]) -> list[int]:
+        """The axes along which all of these repeat themselves as often as there are samples."""
+        tensors = [self.network.constants[str(n.target)] for n in constants]
+        return [axis for axis in range(tensors[0].ndim) if all(self._repeats(t, axis) for t in tensors)]
+
+    def _repeats(self, tensor: Tensor, axis: int) -> bool:
+        size = tensor.shape[axis]
+        if not size or size % self.declared:
+            return False
+        times = [self.declared if i == axis else 1 for i in range(tensor.ndim)]
+        return self.declared == 1 or torch.equal(self._part(tensor, axis).repeat(times), tensor)
+
+    def _part(self, tensor: Tensor, axis: int) -> Tensor:
+        """One sample's part of a constant."""
+        return tensor.narrow(axis, 0, tensor.shape[axis] // self.declared)
+
+    def _runs(self, constant: fx.Node, axis: int, narrow: bool) -> Runs:
+        """What a constant would be at both sizes."""
+        part = self._part(self.network.constants[str(constant.target)].to("meta"), axis)
+        if narrow:
+            return part, part
+        first, second = (part.repeat([n if i == axis else 1 for i in range(part.ndim)]) for n in _TRIED)
+        return first, second
+
+    def _once(self, constant: fx.Node, axis: int, narrow: bool, before: fx.Node, image: fx.Node) -> fx.Node:
+        """One sample's part of a constant, left to broadcasting (narrow), or as often as there are samples."""
+        part = self._part(self.network.constants[str(constant.target)], axis).contiguous()
+        once = self.network.add_constant(f"{constant.target}_once", part, before=before)
+        once.meta["layer"] = constant.meta.get("layer", "")
+        self.values[once] = self._constant(once)
+        return once if narrow else self._repeated(once, axis, before, image)
 
     def _repeated(self, once: fx.Node, axis: int, before: fx.Node, image: fx.Node) -> fx.Node:
         count = self._times(1, before, image)
@@ -239,12 +259,8 @@ class _Walk:
         return node
 
 
-@dataclass(frozen=True)
-class _Period:
-    """What a constant repeats along an axis."""
-
-    axis: int
-    once: Tensor
+def _broadcasts(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
 
 
 def _tensors(result: Any) -> list[Tensor]:

@@ -54,10 +54,19 @@ def add(
     scale: Annotated[float | None, typer.Option(help="Factor on pixels 0..255.")] = None,
     order: Annotated[Order | None, typer.Option(help="Channel order.")] = None,
     labels: Annotated[Path | None, typer.Option(help="A text file with one label a line.")] = None,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --url: a data file of the network that is not called by its name; repeatable."
+        ),
+    ] = None,
     url: Url = None,
     data: Data = None,
 ) -> None:
-    """Add a network: convert it, fuse it, certify it. The same file again is the same network."""
+    """Add a network: convert it, fuse it, certify it. The same file again is the same network.
+
+    The data files of an ONNX file that keeps its weights beside it come along; a server is sent only those that are
+    called by its own name, as net.onnx.data, and those of --weights."""
     wanted = parse_size(size) if size else None
     stated = {
         "mean": parse_numbers(mean) if mean else None,
@@ -65,9 +74,11 @@ def add(
         "scale": scale,
         "order": order,
     }
+    if weights and url is None:
+        raise typer.BadParameter("the local store finds them by itself", param_hint="--weights")
     lines = labels.read_text(encoding="utf-8").splitlines() if labels else None
     if url is not None:
-        model = _upload(url, Path(file), name=name, size=wanted, labels=lines, **stated)
+        model = _upload(url, Path(file), name=name, size=wanted, labels=lines, data=weights or (), **stated)
     else:
         model = _convert(_library(data), file, name, wanted, stated, lines)
     console.out.print(f"{model['id']}  {model['name']}", highlight=False, soft_wrap=True)

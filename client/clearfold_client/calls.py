@@ -12,21 +12,11 @@ import httpx
 
 from clearfold_client.images import ImageLike, encode
 from clearfold_client.results import Explanation, Health, Layer, Method, Model, Prediction
+from clearfold_client.uploads import BINARY, Progress, Upload, data_beside, of_network
 
 T = TypeVar("T")
 
-Progress = Callable[[int, int], None]
-
 NPZ = "application/x-npz"
-BINARY = "application/octet-stream"
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file to stream as the body; `progress(sent, total)` is told as it goes."""
-
-    path: Path
-    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -135,12 +125,15 @@ def upload_model(
     crop_fraction: float | None = None,
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None,
     labels: Sequence[str] | None = None,
+    data: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> Call[Model]:
-    """Upload a network's file and wait until it is converted. The file is streamed, so it may be large.
+    """Upload a network's file and wait until it is converted. Files are streamed, so they may be large.
 
-    What is not stated about the input is taken from the file, or by default. `progress(sent, total)` is
-    called with bytes. Raises UnsupportedModel, Overloaded, NotReachable.
+    An ONNX file that keeps its weights in other files brings those beside it that are called by its own name
+    (`net.onnx.data`, `net.onnx_data`, `net.data`) and that it mentions; `data` has the paths of others. What is not
+    stated about the input is taken from the file, or by default. `progress(sent, total)` is called with bytes. Raises
+    UnsupportedModel (its `code` is "missing-data" where a data file was not sent), Overloaded, NotReachable.
     """
     file = Path(path)
     query = _query(
@@ -156,8 +149,8 @@ def upload_model(
         interpolation=interpolation,
     )
     then = None if labels is None else lambda uploaded: change_model(uploaded.id, labels=labels)
-    headers = {"Content-Type": BINARY, "Content-Length": str(file.stat().st_size)}
-    return Call("POST", "v1/models", _model, query, headers, Upload(file, progress), then=then)
+    upload = of_network(file, (*data_beside(file), *map(Path, data)), progress)
+    return Call("POST", "v1/models", _model, query, upload.headers(), upload, then=then)
 
 
 def change_model(

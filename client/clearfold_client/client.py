@@ -13,8 +13,9 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from clearfold_client import calls
-from clearfold_client.calls import Call, Upload
+from clearfold_client.calls import Call
 from clearfold_client.problems import from_response, from_transport
+from clearfold_client.uploads import Upload
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,7 +74,7 @@ class Client:
         self.close()
 
     def _run(self, call: Call[T]) -> T:
-        body = _blocks(call.body) if isinstance(call.body, Upload) else call.body
+        body = call.body.blocks() if isinstance(call.body, Upload) else call.body
         request = self._http.build_request(**_parts(call), content=body)
         try:
             response = self._http.send(request, stream=True)
@@ -125,7 +126,7 @@ class AsyncClient:
         await self.close()
 
     async def _run(self, call: Call[T]) -> T:
-        body = _in_threads(_blocks(call.body)) if isinstance(call.body, Upload) else call.body
+        body = _in_threads(call.body.blocks()) if isinstance(call.body, Upload) else call.body
         request = self._http.build_request(**_parts(call), content=body)
         try:
             response = await self._http.send(request, stream=True)
@@ -164,17 +165,6 @@ def _parts(call: Call[Any]) -> dict[str, Any]:
 def _check(call: Call[Any], response: httpx.Response) -> None:
     if not response.is_success and response.status_code not in call.also:
         raise from_response(response)
-
-
-def _blocks(upload: Upload) -> Iterator[bytes]:
-    total = upload.path.stat().st_size
-    sent = 0
-    with upload.path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            yield block
-            sent += len(block)
-            if upload.progress is not None:
-                upload.progress(sent, total)
 
 
 async def _in_threads(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -316,6 +317,26 @@ class TestModels:
         (data.parent / "split.onnx.data").write_bytes(weights)
         ids += [run("models", "add", other, "--data", data).out.split()[0]]
         assert ids[0] == ids[1] != ids[2]
+
+    def test_weights_in_files_beside_it_go_to_a_server(
+        self, run, server: Running, split_file: Path, data: Path, tmp_path: Path
+    ) -> None:
+        local = run("models", "add", split_file, "--data", data).out.split()[0]
+        sent = run("models", "add", split_file, "--url", server.url)
+        assert sent.out.split()[0] == local, sent.err
+        assert run("models", "remove", local, "--url", server.url).code == 0
+        other = tmp_path / "weights.bin"
+        path = tmp_path / "net.onnx"
+        onnx.save(
+            onnx.load(split_file), path, save_as_external_data=True, location=other.name, size_threshold=0
+        )
+        refused = run("models", "add", path, "--url", server.url)
+        assert (refused.code, "'weights.bin'" in refused.err) == (2, True)
+        sent = run("models", "add", path, "--url", server.url, "--weights", other)
+        assert sent.code == 0, sent.err
+        assert run("models", "remove", sent.out.split()[0], "--url", server.url).code == 0
+        needless = run("models", "add", path, "--weights", other, "--data", data)
+        assert (needless.code, "--weights" in needless.err) == (2, True)
 
     def test_weights_that_are_missing(self, run, split_file: Path, tmp_path: Path) -> None:
         shutil.copy(split_file, tmp_path)

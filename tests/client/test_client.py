@@ -10,6 +10,7 @@ from pathlib import Path
 import clearfold_client
 import httpx
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from clearfold_client import (
@@ -28,6 +29,7 @@ from clearfold_client import (
     colors,
 )
 from clearfold_client.problems import from_response
+from clearfold_client.uploads import data_beside, of_network
 from PIL import Image
 
 from lrp import heatmap
@@ -258,8 +260,75 @@ class TestModels:
         with pytest.raises(ModelNotFound):
             client.model(model.id)
 
+    @pytest.mark.usefixtures("quick")
+    def test_data_files_of_the_usual_name_come_along(self, client: Client, split_file: Path) -> None:
+        steps: list[tuple[int, int]] = []
+        model = client.upload_model(
+            split_file, progress=lambda sent, total: steps.append((sent, total)), order="BGR"
+        )
+        total = split_file.stat().st_size + split_file.with_name("split.onnx.data").stat().st_size
+        assert steps[-1] == (total, total)
+        assert [sent for sent, _ in steps] == sorted(sent for sent, _ in steps)
+        assert (model.name, model.classes, model.input["order"]) == ("split", CLASSES, "BGR")
+        client.delete_model(model.id)
+
+    @pytest.mark.usefixtures("quick")
+    def test_data_files_of_other_names_are_named(
+        self, client: Client, split_file: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "in here").mkdir()
+        path, place = tmp_path / "net.onnx", "in here/größe.bin"
+        onnx.save(onnx.load(split_file), path, save_as_external_data=True, location=place, size_threshold=0)
+        with pytest.raises(UnsupportedModel, match=r"größe\.bin") as missing:
+            client.upload_model(path)
+        assert missing.value.code == "missing-data"
+        model = client.upload_model(path, data=[tmp_path / place])
+        assert model.classes == CLASSES
+        client.delete_model(model.id)
+
     def test_health(self, client: Client) -> None:
         assert client.health().ready
+
+
+class TestDataFiles:
+    """Which files are sent: none that anybody but the user has a say in."""
+
+    @pytest.mark.parametrize("name", ["net.onnx.data", "net.onnx_data", "net.data", "net_data"])
+    def test_the_usual_names(self, tmp_path: Path, name: str) -> None:
+        network = tmp_path / "net.onnx"
+        network.write_bytes(b"\x00" + name.encode() + b"\x00")
+        (tmp_path / name).touch()
+        assert data_beside(network) == (tmp_path / name,)
+
+    def test_no_others(self, tmp_path: Path) -> None:
+        network = tmp_path / "net.onnx"
+        network.write_bytes(b"other.data, net.onnx.data, net.data, id_rsa, ../id_rsa")
+        for name in ("other.data", "id_rsa", "net.onnx_data"):
+            (tmp_path / name).touch()
+        (tmp_path / "net.onnx.data").symlink_to("id_rsa")
+        (tmp_path / "net.data").mkdir()
+        assert data_beside(network) == ()
+
+    def test_none_that_the_network_does_not_mention(self, tmp_path: Path) -> None:
+        (tmp_path / "net.onnx.data").touch()
+        network = tmp_path / "net.onnx"
+        for content in (b"", b"net.onnx.dat"):
+            network.write_bytes(content)
+            assert data_beside(network) == ()
+
+    def test_a_form_is_as_long_as_it_says(self, tmp_path: Path) -> None:
+        network = tmp_path / 'a "net".onnx'
+        network.write_bytes(b"N" * 700_000)
+        (tmp_path / "w").write_bytes(b"W" * 10)
+        (tmp_path / "empty").touch()
+        upload = of_network(network, [tmp_path / "w", tmp_path / "empty", tmp_path / "w"])
+        blocks = list(upload.blocks())
+        assert b"" not in blocks
+        body = b"".join(blocks)
+        assert str(len(body)) == upload.headers()["Content-Length"]
+        assert b'filename="a %22net%22.onnx"' in body
+        assert body.count(b'name="data"') == 2
+        assert of_network(network, []).pieces == (network,)
 
 
 class TestProblems:
@@ -324,7 +393,9 @@ class TestAsync:
                 assert twin.__doc__ == method.__doc__, name
 
     @pytest.mark.usefixtures("quick")
-    def test_the_same_answers(self, server: Running, onnx_file: Path, tmp_path: Path) -> None:
+    def test_the_same_answers(
+        self, server: Running, onnx_file: Path, split_file: Path, tmp_path: Path
+    ) -> None:
         async def scenario() -> None:
             async with AsyncClient(server.url) as client:
                 explanations = await asyncio.gather(*(client.explain(picture(seed)) for seed in range(4)))
@@ -342,6 +413,9 @@ class TestAsync:
                 path = await client.download_fused(model.id, tmp_path / "fused.pt2", "pt2")
                 assert path.stat().st_size > 1000
                 await client.delete_model(model.id)
+                split = await client.upload_model(split_file)
+                assert split.classes == CLASSES
+                await client.delete_model(split.id)
                 with pytest.raises(ModelNotFound):
                     await client.model(model.id)
 

@@ -122,6 +122,18 @@ def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def split_onnx(tiny_onnx: Path) -> tuple[Path, Path]:
+    """The same with its weights in a data file, which comes second."""
+    import onnx
+
+    path = tiny_onnx.with_name("split.onnx")
+    onnx.save(
+        onnx.load(tiny_onnx), path, save_as_external_data=True, location="split.onnx.data", size_threshold=0
+    )
+    return path, path.with_name("split.onnx.data")
+
+
 @pytest.fixture
 def second_network(address: str, tiny_onnx: Path) -> Iterator[str]:
     """The id of a network beside the built-in one; gone afterwards."""

@@ -298,3 +298,59 @@ def test_downloads_are_the_numbers_and_the_pictures(visit: Visit, tmp_path: Path
     visit.choose("show", "heatmap")
     with Image.open(saved["heatmap"]) as heatmap:
         assert np.array_equal(np.asarray(heatmap.convert("RGB"))[::times, ::times], visit.pixels())
+
+
+DROP_ALL = """([selector, files]) => {
+    const transfer = new DataTransfer();
+    for (const [name, bytes] of files) transfer.items.add(new File([new Uint8Array(bytes)], name));
+    const event = new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
+    document.querySelector(selector).dispatchEvent(event);
+}"""
+
+
+def added(visit: Visit) -> None:
+    """The network that is split is there and explained; then it is gone again."""
+    visit.page.locator("#stage-title", has_text="split").wait_for(timeout=120_000)
+    visit.settled()
+    assert visit.pixels().shape == (24, 24, 3)
+    visit.page.once("dialog", lambda dialog: dialog.accept())
+    visit.page.get_by_text("Remove…").click()
+    visit.page.locator("#networks .network", has_text="split").wait_for(state="detached")
+    visit.settled()
+
+
+def test_a_network_and_its_data_files_are_chosen_together(
+    visit: Visit, split_onnx: tuple[Path, Path]
+) -> None:
+    visit.open().take_sample()
+    visit.page.locator("#upload-box summary").click()
+    visit.page.locator("#network-file").set_input_files(list(reversed(split_onnx)))
+    visit.page.locator("#description details[open]", has_text="Fusion report").wait_for(timeout=120_000)
+    added(visit)
+
+
+def test_a_network_and_its_data_files_are_dropped_together(
+    visit: Visit, split_onnx: tuple[Path, Path]
+) -> None:
+    visit.open().take_sample()
+    files = [[file.name, list(file.read_bytes())] for file in reversed(split_onnx)]
+    visit.page.evaluate(DROP_ALL, ["body", files])
+    added(visit)
+
+
+def test_data_files_that_are_missing_are_named(visit: Visit, split_onnx: tuple[Path, Path]) -> None:
+    visit.refusals_expected = True
+    visit.open()
+    visit.page.locator("#upload-box summary").click()
+    visit.page.locator("#network-file").set_input_files(split_onnx[0])
+    visit.page.locator("#problem", has_text="split.onnx.data").wait_for(timeout=120_000)
+
+
+def test_it_must_be_clear_which_file_is_the_network(
+    visit: Visit, tiny_onnx: Path, split_onnx: tuple[Path, Path]
+) -> None:
+    visit.open()
+    visit.page.locator("#upload-box summary").click()
+    visit.page.locator("#network-file").set_input_files([tiny_onnx, *split_onnx])
+    visit.page.locator("#problem", has_text="which file is the network").wait_for()
+    assert not [request for request in visit.requests if request.method == "POST"]

@@ -105,6 +105,14 @@ const imageBody = (image, accept, signal) => ({
   headers: { Accept: accept, "Content-Type": image.type.startsWith("image/") ? image.type : "application/octet-stream" },
 });
 
+/** @param {File} network @param {File[]} data */
+function form(network, data) {
+  const fields = new FormData();
+  fields.append("file", network);
+  for (const file of data) fields.append("data", file);
+  return fields;
+}
+
 /**
  * @typedef {object} Asked
  * @property {import("./types.js").Target | null} target null asks for the best class, or what else there is
@@ -191,17 +199,17 @@ export const api = {
 
   /**
    * XMLHttpRequest, because fetch can't tell how much of a body has been sent.
-   * @param {File} file
+   * @param {import("./types.js").NetworkFiles} files
    * @param {Record<string, string>} options name, size, mean, std, order, scale; empty ones are left out
    * @param {(fraction: number) => void} onProgress
    * @param {AbortSignal} signal
    * @returns {Promise<Model>}
    */
-  upload: (file, options, onProgress, signal) =>
+  upload: ({ network, data }, options, onProgress, signal) =>
     new Promise((resolve, reject) => {
       const request = new XMLHttpRequest();
-      request.open("POST", address("v1/models", { filename: file.name, ...options }));
-      request.setRequestHeader("Content-Type", "application/octet-stream");
+      request.open("POST", address("v1/models", { filename: network.name, ...options }));
+      if (!data.length) request.setRequestHeader("Content-Type", "application/octet-stream");
       request.setRequestHeader("Accept", "application/json");
       request.upload.onprogress = (event) => onProgress(event.total ? event.loaded / event.total : 1);
       request.upload.onload = () => onProgress(1);
@@ -212,6 +220,6 @@ export const api = {
         else resolve(JSON.parse(request.responseText));
       };
       signal.addEventListener("abort", () => request.abort());
-      request.send(file);
+      request.send(data.length ? form(network, data) : network);
     }),
 };

@@ -28,7 +28,7 @@ mountCompare(store);
 
 acceptFiles({
   image: (file) => session.takeImage({ blob: file, name: file.name || "pasted image", sample: null }),
-  network: (file) => addNetwork(session, file),
+  network: (files) => addNetwork(session, files),
 });
 
 byId("stage-title").addEventListener("click", (event) => {

@@ -1,11 +1,12 @@
 // @ts-check
 /** The networks with their status, the chosen one's fusion report, and the upload of a new one. */
 
-import { api } from "./api.js";
+import { api, Problem } from "./api.js";
 import { choices } from "./classes.js";
 import { announce, byId, make } from "./dom.js";
 import { number, plural } from "./format.js";
 import { openSheet, sheetTable } from "./sheet.js";
+import { networkAmong } from "./upload.js";
 
 /** @typedef {import("./types.js").FusionRow} FusionRow */
 /** @typedef {import("./types.js").Model} Model */
@@ -52,9 +53,19 @@ export function uploadOptions() {
   return Object.fromEntries([...fields].map(([name, value]) => [name, String(value).trim()]));
 }
 
-/** @param {import("./session.js").Session} session @param {File} file */
-export async function addNetwork(session, file) {
-  const model = await session.upload(file, uploadOptions(), ({ id }) => (justAdded = id));
+/** @param {import("./session.js").Session} session @param {File[]} files a network and its data files */
+export async function addNetwork(session, files) {
+  const chosen = networkAmong(files);
+  if (!chosen) {
+    session.fail(
+      new Problem({
+        title: "It isn't clear which file is the network",
+        detail: "Choose one network (.onnx, .pt, .pt2), and with it the data files that belong to it, if there are any.",
+      }),
+    );
+    return;
+  }
+  const model = await session.upload(chosen, uploadOptions(), ({ id }) => (justAdded = id));
   if (!model) return;
   /** @type {HTMLDetailsElement} */ (byId("upload-box")).open = false;
   /** @type {HTMLFormElement} */ (byId("upload-options")).reset();

@@ -2,7 +2,7 @@
 /** What happens when: image, network, class or method change, and one explanation follows. */
 
 import { api, Problem } from "./api.js";
-import { className } from "./format.js";
+import { className, plural } from "./format.js";
 import { pool } from "./heatmap.js";
 import { parseNpy } from "./npy.js";
 import { LRP, readLink } from "./state.js";
@@ -276,27 +276,29 @@ export class Session {
   }
 
   /**
-   * @param {File} file @param {Record<string, string>} options
+   * @param {import("./types.js").NetworkFiles} files @param {Record<string, string>} options
    * @param {(model: Model) => void} onAdded before the new network is explained
    * @returns {Promise<Model | null>}
    */
-  async upload(file, options, onAdded) {
+  async upload(files, options, onAdded) {
     const { store } = this;
+    const { network, data } = files;
+    const sending = `Sending ${network.name}${data.length ? ` with ${plural(data.length, "data file")}` : ""}`;
     /** @type {Model | null} */
     let model = null;
     try {
       await this.#uploading.run(async (signal, commit) => {
-        store.set({ problem: null, uploading: { text: `Sending ${file.name}`, fraction: 0 } });
+        store.set({ problem: null, uploading: { text: sending, fraction: 0 } });
         const onProgress = (/** @type {number} */ fraction) =>
           commit(() =>
             store.set({
               uploading:
                 fraction < 1
-                  ? { text: `Sending ${file.name}`, fraction }
+                  ? { text: sending, fraction }
                   : { text: "Reading, fusing and checking the network\u2026", fraction: null },
             }),
           );
-        const added = await api.upload(file, options, onProgress, signal);
+        const added = await api.upload(files, options, onProgress, signal);
         commit(() => {
           model = added;
           store.set({ uploading: null, models: [...store.state.models.filter(({ id }) => id !== added.id), added] });

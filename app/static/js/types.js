@@ -52,6 +52,8 @@
  * @typedef {{name: string, url: string}} Sample
  * @typedef {{index: number, label: string | null, probability: number, score: number}} Prediction
  *
+ * @typedef {{network: File, data: File[]}} NetworkFiles a network, and the data files that it keeps its weights in
+ *
  * @typedef {object} ImageChoice the picture as the user gave it
  * @property {Blob} blob
  * @property {string} name

@@ -6,15 +6,26 @@ import { byId } from "./dom.js";
 const NETWORK_NAME = /\.(onnx|pt|pth|pt2|ts|torchscript)$/i;
 
 /**
- * @param {{image: (file: File) => void, network: (file: File) => void}} take
+ * Of files that were chosen together: the one that is a network, and its data files. None of them by itself can be taken
+ * for the network where several have its names, or none has.
+ * @param {File[]} files @returns {import("./types.js").NetworkFiles | null}
+ */
+export function networkAmong(files) {
+  const [network, ...others] = files.length === 1 ? files : files.filter(({ name }) => NETWORK_NAME.test(name));
+  if (!network || others.length) return null;
+  return { network, data: files.filter((file) => file !== network) };
+}
+
+/**
+ * @param {{image: (file: File) => void, network: (files: File[]) => void}} take
  */
 export function acceptFiles(take) {
-  for (const [id, receive] of /** @type {const} */ ([["image-file", take.image], ["network-file", take.network]])) {
+  for (const [id, receive] of /** @type {const} */ ([["image-file", ([file]) => take.image(file)], ["network-file", take.network]])) {
     const input = /** @type {HTMLInputElement} */ (byId(id));
     input.addEventListener("change", () => {
-      const file = input.files?.[0];
+      const files = [...(input.files ?? [])];
       input.value = ""; // so that the same file can be chosen again
-      if (file) receive(file);
+      if (files.length) receive(files);
     });
   }
 
@@ -38,12 +49,13 @@ export function acceptFiles(take) {
     if (carriesFile(event)) event.preventDefault();
   });
   addEventListener("drop", (event) => {
-    const file = event.dataTransfer?.files[0];
+    const files = [...(event.dataTransfer?.files ?? [])];
     settle();
-    if (!file) return;
+    if (!files.length) return;
     event.preventDefault();
     const onNetworks = event.target instanceof Element && event.target.closest("#network-drop") !== null;
-    (onNetworks || NETWORK_NAME.test(file.name) ? take.network : take.image)(file);
+    if (onNetworks || files.some(({ name }) => NETWORK_NAME.test(name))) take.network(files);
+    else take.image(files[0]);
   });
 
   addEventListener("paste", (event) => {

@@ -21,7 +21,9 @@ aten = torch.ops.aten
 
 def _results(node: fx.Node) -> Iterable[tuple[int, fx.Node]]:
     """(position, node) of the results that are read of an operator that has several."""
-    return [(user.args[1], user) for user in node.users if user.target is operator.getitem]  # type: ignore[misc]
+    # A program that was stored names all of them, read or not.
+    readers = (user for user in node.users if user.target is operator.getitem and user.users)
+    return [(user.args[1], user) for user in readers]  # type: ignore[misc]
 
 
 def _first(network: Network, node: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

@@ -63,6 +63,14 @@ _QUANTIZED = """
     q_per_channel_scales q_per_channel_zero_points q_scale q_zero_point qscheme quantize_per_channel
     quantize_per_tensor quantize_per_tensor_dynamic
 """.split()
+# What layers become in core ATen (`ExportedProgram.run_decompositions`), beside what stands above already.
+CORE = """
+    _cdist_forward _embedding_bag _fft_c2c _fft_c2r _fft_r2c grid_sampler_2d grid_sampler_3d _local_scalar_dense
+    max_pool3d_with_indices _native_batch_norm_legit _native_batch_norm_legit_no_training _pdist_forward _prelu_kernel
+    rrelu_with_noise_functional _scaled_dot_product_attention_math _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
+""".split()
 # Lists, words and questions.
 _ASIDE = """
     _assert_async _assert_scalar _assert_tensor_metadata bin broadcast_shapes can_cast capitalize chr clear
@@ -78,7 +86,7 @@ _ASIDE = """
 """.split()
 # Whole families by how their names begin: linear algebra, special functions, interpolation, initial values.
 _FAMILIES = ("linalg_", "special_", "fft_", "upsample_", "_upsample_", "_no_grad_")
-_HARMLESS = frozenset((*_MADE, *_VIEWED, *_COMPUTED, *_QUANTIZED, *_ASIDE))
+_HARMLESS = frozenset((*_MADE, *_VIEWED, *_COMPUTED, *_QUANTIZED, *CORE, *_ASIDE))
 # A twin that writes where it is told to, though the operator itself does not.
 _WRITING = frozenset({"as_strided_"})
 _PRIMS = """

@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from fusion import core_aten  # noqa: F401  (registers its rewrites)
 from fusion.errors import CaptureError, ClearfoldError
-from fusion.free_batch import free_batch
+from fusion.free_batch import free_batch, keeps_apart
 from fusion.network import Network, annotate, call, check_finite, is_size_arithmetic, op_name, prune
 from fusion.normalize import DROPOUTS, argument, normalize
 from fusion.outputs import names_of
@@ -136,9 +136,13 @@ def from_exported(program: ExportedProgram, shape: Sequence[int] = ()) -> Networ
     recognize_frozen(network)
     fold_constants(network)
     declared = _fixed_batch(program)
-    if declared is not None:
-        free_batch(network, declared)
+    chosen = declared is not None and free_batch(network, declared)
     _annotate(network)
+    if chosen and not keeps_apart(network):
+        raise _OneSize(
+            f"The network was traced for a batch of {declared}, and where in its reshapes the batch stands cannot be "
+            "told. Export it with a dynamic batch dimension."
+        )
     recognized(network)
     return network
 

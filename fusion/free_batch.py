@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 
-from fusion.network import Network, call, op_name, prune
+from fusion.network import Network, call, graph_module, op_name, prune
 from fusion.targets import expanded, reshaped
 from fusion.tracing import TRACING
 
@@ -27,6 +27,7 @@ aten = torch.ops.aten
 _TRIED = (1009, 1013)
 _MOST_TRIES = 100  # of other constants for one node
 _MOST_CHANGES = 200  # of other places for the batch
+_ROUNDING = 0.02  # of an output's scale; images that are mixed up differ by about all of it
 _MADE_BY_SIZE: Mapping[str, Callable[..., Tensor]] = {
     "new_zeros": torch.zeros,
     "new_ones": torch.ones,
@@ -36,14 +37,43 @@ _MADE_BY_SIZE: Mapping[str, Callable[..., Tensor]] = {
 Runs = tuple[Any, Any]
 
 
-def free_batch(network: Network, declared: int) -> None:
+def free_batch(network: Network, declared: int) -> bool:
     """Rewrite a normalized graph that was traced for `declared` samples, in place. For so many it computes what it did;
-    what cannot be freed is left as it is, and fails where the graph is run with another batch."""
+    what cannot be freed is left as it is, and fails where the graph is run with another batch.
+
+    Returns whether the batch could stand in several places, so that one had to be chosen: see `keeps_apart`.
+    """
     # The dispatcher runs layers such as an LSTM in parts, which refuse sizes that do not fit: their kernels do not.
     with TRACING, torch.no_grad(), enable_python_dispatcher():
-        _Walk(network, declared).run()
+        walk = _Walk(network, declared)
+        walk.run()
     prune(network)
     network.graph.lint()
+    return any(count > 1 for count in walk.choices.values())
+
+
+def keeps_apart(network: Network) -> bool:
+    """Whether an annotated network answers for two images what it answers for each: of several places for the batch
+    that fit, only this tells the right one. Runs on noise."""
+    image = network.input_nodes[0].meta
+    noise = torch.randn(2, *image["shape"][1:], generator=torch.Generator().manual_seed(0))
+    pixels = noise if image["dtype"].is_floating_point else noise.mul(64).add(128).clamp(0, 255)
+    x = pixels.to(network.device, image["dtype"])
+    module = graph_module(network.constants, network.graph, "Freed")
+    with torch.no_grad():
+        both, *each = (_tensors(module(part)) for part in (x, x[:1], x[1:]))
+    follow = [node.meta["shape"][:1] == (None,) for node in network.output_values]
+    pairs = (
+        (got, torch.cat(alone)) for got, *alone, counts in zip(both, *each, follow, strict=True) if counts
+    )
+    return all(_same(want, got) for got, want in pairs)
+
+
+def _same(want: Tensor, got: Tensor) -> bool:
+    """Up to rounding, of which half precision has much."""
+    want, got = want.double(), got.double()
+    scale = want[want.isfinite()].abs().max() if want.isfinite().any() else 0.0
+    return torch.allclose(got, want, rtol=0.0, atol=_ROUNDING * float(scale), equal_nan=True)
 
 
 @dataclass

@@ -16,6 +16,7 @@ import fusion
 import lrp
 import models
 from fusion.errors import CaptureError
+from fusion.free_batch import keeps_apart
 from fusion.targets import expanded, reshaped
 
 F64 = torch.float64
@@ -155,6 +156,27 @@ def test_a_file_is_held_against_itself_image_by_image(batch: int, tmp_path: Path
     torch.export.save(torch.export.export(made("tokens").float(), (images(batch).float(),)), path)
     opened = models.open(path)
     assert fusion.certify(opened.original, opened.network, [images(3).float()]).max_relative < 1e-5
+
+
+def test_a_place_for_the_batch_that_fits_and_is_wrong_is_refused() -> None:
+    class Hidden(nn.Module):
+        """Traced for one image: [5, images, 1] might as well become [5 * images] as [images * 5]."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.mean((2, 3)).reshape(x.shape[0], 3, 1).permute(1, 0, 2).reshape(1, 3 * x.shape[0])
+            return y.reshape(x.shape[0], 3).flip(1).cumsum(1)
+
+    with pytest.raises(CaptureError, match="batch of 1"):
+        fusion.from_exported(torch.export.export(Hidden(), (images(1),)))
+
+
+def test_images_that_are_mixed_up_are_noticed() -> None:
+    class Mixing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1).roll(1, 0) + x.flatten(1)
+
+    assert keeps_apart(fusion.capture(made("tokens"), (images(2),)))
+    assert not keeps_apart(fusion.capture(Mixing(), (images(2),)))
 
 
 def test_what_picks_images_is_refused() -> None:

@@ -60,6 +60,8 @@ def open(source: Any, *, size: tuple[int, int] | None = None, input: InputSpec |
     if isinstance(source, str) and loader.is_zoo_name(source):
         return assemble(loader.load(source, size=wanted), source.partition(":")[0], input)
     path = Path(source)
+    if (path / "saved_model.pb").is_file():
+        path /= "saved_model.pb"
     if not path.is_file():
         what = "a folder" if path.is_dir() else "neither a file nor a known network"
         raise loader.UnknownNetwork(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fusion.errors import BadFile
-from models.formats.strangers import ACCEPTED, is_whole_zip, refuse
+from models.formats.strangers import ACCEPTED, SAVED_MODEL, is_strange_archive, is_whole_zip, refuse
 from models.scan import varint
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def _is_exported(probe: Probe) -> bool:
 
 
 def _is_zip(probe: Probe) -> bool:
-    # Archives that are no TorchScript end here too: its reader says what they are instead.
-    return probe.entries is not None
+    # Archives that are no TorchScript end here too, where nothing else is known of them: its reader refuses them.
+    return probe.entries is not None and not is_strange_archive(probe.path)
 
 
 # Top-level fields of an ONNX ModelProto (onnx.proto): number -> wire type.
@@ -111,6 +111,8 @@ _MODEL_PROTO = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25
 
 def _is_onnx(probe: Probe) -> bool:
     """Whether the file starts as a protobuf message with ModelProto's fields; it may end early."""
+    if probe.head.startswith(SAVED_MODEL):
+        return False
     if not any(byte < 9 or 13 < byte < 32 for byte in probe.head):
         return False  # text: protobuf tags and lengths always bring control characters
     fields = 0

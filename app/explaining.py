@@ -17,6 +17,7 @@ from app.methods import Limits
 from app.subject import Subject
 from app.targets import OTHERS
 from fusion.errors import BadComposite, BadTarget, ClearfoldError, NoClassScores, UnbalancedLedger
+from fusion.outputs import default_of
 from lrp.targets import Target
 from models.preprocess import InputSpec, decode, displayed, prepare
 
@@ -226,8 +227,10 @@ def preview(spec: InputSpec, image: bytes) -> Pixels:
 
 
 def best(scores: torch.Tensor, subject: Subject, top: int) -> list[dict[str, Any]]:
-    """The `top` classes by score, best first; `scores` is [K]."""
-    probabilities = scores.softmax(dim=0)
+    """The `top` classes by score, best first; `scores` is [K]. Classes that a sigmoid decides one by one do not share
+    their probability."""
+    each = default_of(subject.explainer.heads).before in ("sigmoid", "log_sigmoid")
+    probabilities = scores.sigmoid() if each else scores.softmax(dim=0)
     order = scores.argsort(descending=True, stable=True)[:top].tolist()
     return [
         {

@@ -181,7 +181,9 @@ class ModelList(BaseModel):
 class Prediction(BaseModel):
     index: int
     label: str | None
-    probability: float
+    probability: float = Field(
+        description="Of all classes together 1, or each by itself where the network ends in a sigmoid"
+    )
     score: float
 
 

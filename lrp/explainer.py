@@ -43,12 +43,12 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, tor
 class Explanation:
     """Why the network answered as it did.
 
-    relevance: [N, C, H, W], or [N, T, C, H, W] with several targets per image; its sum is what of the score arrived
-    at the input. output: class scores [N, K] (before a final softmax), or the (first) output that is explained, in its
-    own shape, or the values of the layer whose neurons are explained, flattened to [N, K]. target: class indices [N] or
-    [N, T], None for anything else. score: what was explained, [N] or [N, T]. ledger: where the rest of the score is.
-    seconds: the time the explanation took. inner: the relevance at the layers that were asked for. explained: what was
-    explained, by image and target, in words too; empty for functions and neurons.
+    relevance: [N, C, H, W], or [N, T, C, H, W] with several targets per image; its sum is what of the score arrived at
+    the input. output: class scores [N, K] (before a final softmax or sigmoid), or the (first) output that is
+    explained, in its own shape, or the values of the layer whose neurons are explained, flattened to [N, K]. target:
+    class indices [N] or [N, T], None for anything else. score: what was explained, [N] or [N, T]. ledger: where the
+    rest of the score is. seconds: the time the explanation took. inner: the relevance at the layers that were asked
+    for. explained: what was explained, by image and target, in words too; empty for functions and neurons.
     """
 
     relevance: Tensor
@@ -171,7 +171,7 @@ class Explainer:
         return self._surrogate.heads
 
     def predict(self, image: Any) -> Tensor:
-        """Class scores [N, K], before a final softmax; of a network without any, its first output."""
+        """Class scores [N, K], before a final softmax or sigmoid; of a network without any, its default output."""
         return self._answers(self._surrogate.program, self.prepare(image))[0]
 
     def outputs(self, image: Any) -> dict[str, Tensor]:

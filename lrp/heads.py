@@ -1,4 +1,5 @@
-"""The outputs of a network as they are explained: before a final softmax, with what is known of their axes."""
+"""The outputs of a network as they are explained: before a final softmax or sigmoid, with what is known of their
+axes."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from lrp.held import unrounded
 aten = torch.ops.aten
 
 _SOFTMAX = ("softmax", "_softmax", "log_softmax", "_log_softmax")
+_SIGMOID = ("sigmoid", "log_sigmoid")
 _RESHAPING = ("reshape", "flatten", "squeeze", "unsqueeze")
 _CASTING = ("_to_copy", "to")
 
@@ -69,12 +71,12 @@ def in_shape(graph: fx.Graph, value: fx.Node, rank: int, head: Head) -> fx.Node:
 
 def _head(output: fx.Node, spec: OutputSpec) -> Head:
     if spec.kind in ("scores", "vector") and all(size == 1 for size in spec.shape[2:]):
-        node, before = _before_softmax_of_classes(output) if spec.kind == "scores" else (output, "")
+        node, before = _before_choice_of_classes(output) if spec.kind == "scores" else (output, "")
         return Head(spec.name, spec.kind, node.name, (None, spec.shape[1]), 1, before)
     if spec.kind == "value":
-        node, before, _ = _before_choice(output, ("sigmoid",))
+        node, before, _ = _before_choice(output, _SIGMOID)
         return Head(spec.name, spec.kind, node.name, (None, 1), 1, before)
-    node, before, axis = _before_choice(output, (*_SOFTMAX, "sigmoid"))
+    node, before, axis = _before_choice(output, (*_SOFTMAX, *_SIGMOID))
     if axis is None and len(spec.shape) > 2:
         axis = channel_axis(node)
     return Head(spec.name, spec.kind, node.name, spec.shape, axis, before)
@@ -89,14 +91,15 @@ def _before_choice(output: fx.Node, choices: Sequence[str]) -> tuple[fx.Node, st
         return output, "", None
     before = last.args[0]
     assert isinstance(before, fx.Node)
-    if op_name(last) == "sigmoid":
-        return before, "sigmoid", None
+    if op_name(last) in _SIGMOID:
+        return before, op_name(last), None
     axis: int = last.args[1]  # type: ignore[assignment]
     return before, op_name(last).strip("_"), axis % len(before.meta["shape"])
 
 
-def _before_softmax_of_classes(output: fx.Node) -> tuple[fx.Node, str]:
-    """The node before a final (log-)softmax over classes [N, K] or [N, K, 1, 1], reshaped or not, and its name."""
+def _before_choice_of_classes(output: fx.Node) -> tuple[fx.Node, str]:
+    """The node before a final (log-)softmax over classes [N, K] or [N, K, 1, 1], or before a (log-)sigmoid of each,
+    reshaped or not, and its name."""
     last = unrounded(output)
     while last.op == "call_function" and op_name(last) in (*_RESHAPING, *_CASTING):
         last = last.args[0]  # type: ignore[assignment]
@@ -111,4 +114,10 @@ def _before_softmax_of_classes(output: fx.Node) -> tuple[fx.Node, str]:
             and all(size == 1 for size in shape[2:])
         ):
             return before, op_name(last).strip("_")
+    if last.op == "call_function" and op_name(last) in _SIGMOID:
+        before = last.args[0]
+        assert isinstance(before, fx.Node)
+        classes = output.meta["shape"][1]
+        if before.meta["shape"][1:2] == (classes,) and all(size == 1 for size in before.meta["shape"][2:]):
+            return before, op_name(last)
     return output, ""

@@ -42,19 +42,36 @@ class Segmenter(nn.Module):
         return {"out": big.softmax(1), "embedding": self.norm(y.mean((2, 3)))}
 
 
+class Labels(nn.Module):
+    """Several labels may hold of an image: a sigmoid decides each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 6, 3, 2, 1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3))).sigmoid()  # type: ignore[no-any-return]
+
+
+def added(store: Store, module: nn.Module, name: str) -> None:
+    file = store.root / f"{name}.pt2"
+    with TRACING:
+        shapes = ({0: torch.export.Dim("batch")},)
+        example = (torch.randn(2, 3, SIDE, SIDE),)
+        torch.export.save(torch.export.export(module.eval(), example, dynamic_shapes=shapes), file)
+    with store.workspace() as work:
+        convert(file, work / "artefact", name=name)
+        store.publish(work / "artefact", hashlib.sha256(file.read_bytes()).hexdigest())
+
+
 @pytest.fixture(scope="module")
 def api(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """The service with the segmenter as its default network."""
     folder = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("outputs") / "data"))
-    file = folder / "segmenter.pt2"
-    with TRACING:
-        shapes = ({0: torch.export.Dim("batch")},)
-        example = (torch.randn(2, 3, SIDE, SIDE),)
-        torch.export.save(torch.export.export(Segmenter().eval(), example, dynamic_shapes=shapes), file)
     store = Store(folder)
-    with store.workspace() as work:
-        convert(file, work / "artefact", name="segmenter")
-        store.publish(work / "artefact", hashlib.sha256(file.read_bytes()).hexdigest())
+    added(store, Segmenter(), "segmenter")
+    added(store, Labels(), "labels")
     with TestClient(create_app(Settings(data=folder, device="cpu", default_model="segmenter"))) as client:
         yield client
 
@@ -204,3 +221,12 @@ def test_a_softmax_that_was_left_out_is_said_for_classes_too(prepared: Path, ima
     with TestClient(create_app(Settings(data=prepared, device="cpu"))) as client:
         target = client.post("/v1/explain", content=image, headers={"Accept": JSON}).json()["target"]
     assert target["explained"] == f"class {target['index']} of '{target['output']}'"
+
+
+def test_labels_that_a_sigmoid_decides_have_probabilities_of_their_own(api: TestClient, image: bytes) -> None:
+    predictions = api.post("/v1/models/labels/predict", content=image).json()["predictions"]
+    for one in predictions:
+        assert one["probability"] == pytest.approx(1 / (1 + np.exp(-one["score"])))
+    answer = api.post("/v1/models/labels/explain", content=image, headers={"Accept": JSON}).json()
+    assert answer["sums"]["score"] == pytest.approx(predictions[0]["score"], rel=1e-5)
+    assert "before the final sigmoid" in answer["target"]["explained"]

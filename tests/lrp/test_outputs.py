@@ -224,6 +224,35 @@ def test_without_a_target_the_class_that_wins_most_is_summed_where_it_wins(
     assert explainer.explain(x, Output("rows")).explained[0][0].reduce == "max"
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "logsigmoid", "softmax", "log_softmax"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_classes_are_explained_before_what_makes_probabilities_of_them(
+    name: str, flat: bool, x: Tensor
+) -> None:
+    """Behind a sigmoid every score is positive: what speaks against an absent class would speak for it."""
+
+    class Ends(nn.Module):
+        def __init__(self, end: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.end = nn.Conv2d(3, 4, IMAGE), end
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x) if flat else self.conv(x).flatten(1)
+            if self.end:
+                y = getattr(F, name)(y, 1) if "softmax" in name else getattr(F, name)(y)
+            return y.flatten(1)
+
+    plain, ending = (
+        lrp.Explainer(Ends(end).double(), dtype=F64, example=x).explain(x, [[0, 1, 2, 3]] * len(x))
+        for end in (False, True)
+    )
+    assert bool((plain.score < 0).any())
+    torch.testing.assert_close(ending.score, plain.score)
+    torch.testing.assert_close(ending.relevance, plain.relevance)
+    assert "(before the final " in ending.explained[0][0].text
+
+
 def test_a_single_channel_wins_where_it_is_positive(x: Tensor) -> None:
     layer = nn.Conv2d(3, 1, 1).double()
     explainer = lrp.Explainer(nn.Sequential(layer, nn.Sigmoid()), dtype=F64, example=x)

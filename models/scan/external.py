@@ -176,6 +176,6 @@ def _unreadable(file: str, error: OSError, name: str) -> BadFile:
     if isinstance(error, NotPlain):
         return BadFile(
             f"{name} keeps its weights in '{file}', which is no plain file but a link, a folder, a pipe or a device, "
-            "or is reached through one. Put the data itself there."
+            "or is reached through one. Put the data itself there (cp -L copies what links stand for)."
         )
     return BadFile(f"'{file}', the data of {name}, cannot be read: {error.strerror}. Check its permissions.")

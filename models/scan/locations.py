@@ -41,7 +41,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def data_files(path: Path) -> tuple[str, ...]:
-    """The names of the plain files beside an ONNX file that it keeps data in, as far as they are there.
+    """The names of the other plain files beside an ONNX file that it keeps data in, as far as they are there.
 
     Of any other file, and from where on a file is damaged, there are none: its reader says what is wrong with it.
     Raises OSError where the file itself cannot be read."""
@@ -50,6 +50,7 @@ def data_files(path: Path) -> tuple[str, ...]:
             return ()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             names = dict.fromkeys(filter(None, map(plain, _locations(data))))
+    names.pop(path.name, None)
     return tuple(name for name in islice(names, MOST_FILES) if _is_there(path.parent, name))
 
 

@@ -114,6 +114,15 @@ def test_values_beside_external_data_do_not_count(tmp_path: Path) -> None:
     assert numpy_helper.to_array(model.graph.initializer[0]) == array(1)
 
 
+def test_places_that_do_not_count_are_not_looked_at(tmp_path: Path) -> None:
+    """What a tool leaves behind that has put the data into the file itself."""
+    model = with_data(numpy_helper.from_array(WEIGHT, "w"))
+    model.graph.initializer[0].external_data.add(key="location", value="../gone.data")
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    agrees(path, batched=False)
+
+
 def at(
     name: str,
     place: str,

@@ -95,7 +95,18 @@ def test_the_table_has_every_way_to_a_tensor() -> None:
 
 
 def test_only_plain_files_beside_it(save: Save, tmp_path: Path) -> None:
-    places = ["there", "inner/there", "link", "folder", "absent", "../outside", "/etc/passwd", "a\0b", ""]
+    places = [
+        "there",
+        "inner/there",
+        "net.onnx",
+        "link",
+        "folder",
+        "absent",
+        "../outside",
+        "/etc/passwd",
+        "a\0b",
+        "",
+    ]
     (tmp_path / "inner").mkdir()
     for name in ("there", "inner/there"):
         (tmp_path / name).touch()

@@ -80,10 +80,12 @@ def _identity(network: Network, node: fx.Node) -> fx.Node | None:
     return node.args[0]  # type: ignore[return-value]
 
 
-@rewrite("copy")
+@rewrite("copy", "fill", "zero")
 def _written_over(network: Network, node: fx.Node) -> fx.Node | None:
     """What is written over a tensor, in its shape and type: aten has no derivative for the copy itself."""
-    old, new = node.args[:2]
+    old, new = (*node.args, 0)[:2]
+    if not isinstance(new, fx.Node):
+        return emit(network, node, aten.full_like.default, old, new)
     expanded = emit(network, node, aten.expand_as.default, new, old)
     return emit(network, node, aten.type_as.default, expanded, old)
 
@@ -170,6 +172,17 @@ def _bias_of_linear(network: Network, node: fx.Node) -> fx.Node | None:
             flat = bias if vector.ndim == 1 else emit(network, node, aten.view.default, bias, [-1])
             return emit(network, layer, aten.linear.default, layer.args[0], layer.args[1], flat)
     return None
+
+
+@rewrite("addcmul", "addcdiv")
+def _sum_of_product(network: Network, node: fx.Node) -> fx.Node:
+    """t + v a b, or t + v a / b: constants among them are scales and shifts, which fold."""
+    t, a, b = node.args[:3]
+    target = aten.mul.Tensor if op_name(node) == "addcmul" else aten.div.Tensor
+    value = argument(node, "value", 1)
+    product = emit(network, node, target, a, b)
+    product = product if value == 1 else emit(network, node, aten.mul.Tensor, product, value)
+    return emit(network, node, aten.add.Tensor, t, product)
 
 
 def _rows(network: Network, layer: fx.Node) -> int:

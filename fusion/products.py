@@ -28,6 +28,7 @@ def recognize_products(network: Network) -> bool:
             if not new.meta.get("layer") and new.op == "call_function":
                 new.meta = {**new.meta, "layer": node.meta.get("layer", "")}
             node.replace_all_uses_with(new)
+            network.graph.erase_node(node)  # or what it read would seem to have another reader
     if found:
         network.graph.eliminate_dead_code()
     return found

@@ -81,6 +81,17 @@ class Moved(nn.Module):
         return self.inner(x.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
 
 
+class Scaled(nn.Module):
+    """A scale and a shift per channel, as global response normalization has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = (nn.Parameter(torch.rand(6, 1, 1) + 0.5) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, self.scale, x)
+
+
 ACTIVATIONS: dict[str, Function] = {
     **{name: getattr(F, name) for name in (
         "relu6", "hardtanh", "hardsigmoid", "silu", "hardswish", "mish", "elu", "celu", "selu", "softplus", "gelu",
@@ -123,6 +134,7 @@ LAYERS: dict[str, Function] = {
     "attention of torch's": Tokens(MultiHead()),
     "unit vectors": lambda x: F.normalize(x, dim=1),
     "lengths": lambda x: torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True) * x,
+    "scale and shift in one operator": nn.Sequential(Scaled(), nn.Conv2d(6, 4, 3)),
     "gated linear unit": lambda x: F.glu(x, 1),
     "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "nearest": lambda x: F.interpolate(x, size=(17, 9), mode="nearest-exact"),

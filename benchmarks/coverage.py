@@ -1,4 +1,5 @@
-"""Which networks come in, in which form: `python -m benchmarks.coverage --json FILE [--markdown FILE] [--only STR]`.
+"""Which networks come in, in which form: `python -m benchmarks.coverage --json FILE [--markdown FILE] [--only STR]
+[--forms NAME,NAME]`.
 
 Each network is written in every form that its users have (`benchmarks.forms`), run by that form's own runtime on a
 batch of two, and opened by Clearfold as a user would open it. Where both run, the largest difference of their outputs
@@ -10,7 +11,8 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +24,7 @@ import models
 from benchmarks import over_zoos
 from benchmarks.architectures import calibrate
 from benchmarks.forms import FORMS, Form, Runtime
-from benchmarks.networks import Architecture
+from benchmarks.networks import Architecture, architectures
 from benchmarks.over_zoos import worst
 from fusion import Network
 from fusion.errors import UnsupportedOperator
@@ -32,6 +34,7 @@ DIFFERENCE_GOAL = 1e-4  # of the output's scale
 ROUNDINGS = 4  # of two runtimes, each with its own order of sums
 MOST_ROUNDING = 1e-2  # what is further from the module than this is another network, whatever runs it
 Result = dict[str, Any]
+NOTHING: Mapping[str, Result] = {}
 
 
 def forms_of(row: Result) -> dict[str, Result]:
@@ -40,16 +43,25 @@ def forms_of(row: Result) -> dict[str, Result]:
     return found
 
 
-def measure(architecture: Architecture) -> Result:
+def measure(
+    architecture: Architecture, forms: Sequence[str] = (), earlier: Mapping[str, Result] = NOTHING
+) -> Result:
     """One network in every form: a row of the table, with `error` where a form that its own runtime runs does not come
-    in as what it is."""
+    in as what it is.
+
+    forms: only these; the others are taken from the rows of an earlier run, by network.
+    """
+    before = forms_of(earlier.get(architecture.name, {}))
     row: Result = {"network": architecture.name, "forms": {}}
     try:
         module = calibrate(architecture.build(), architecture)
         with TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for name, form in FORMS.items():
-                row["forms"][name] = measure_form(form, module, architecture, Path(folder))
+                if not forms or name in forms:
+                    row["forms"][name] = measure_form(form, module, architecture, Path(folder))
+                elif name in before:
+                    row["forms"][name] = before[name]
                 gc.collect()  # exporters leave circles, each as large as the network
     except Exception as error:  # one network that fails must not cost the others
         row["error"] = _short(error)
@@ -215,11 +227,12 @@ def markdown(document: Result) -> str:
         "# Which networks come in",
         "",
         "Made by `python -m benchmarks.coverage --json FILE --markdown docs/coverage.md`. Random weights, statistics",
-        f"calibrated on random images, float32, a batch of {IMAGES} images of noise. Each network is written in six",
+        f"calibrated on random images, float32, a batch of {IMAGES} images of noise. Each network is written in eight",
         "forms, run by the form's own runtime (PyTorch, TorchScript, ONNX Runtime) and opened by Clearfold as users",
         "open it; the figures are the largest difference of both outputs over the output's scale (bold beyond",
         f"{DIFFERENCE_GOAL:g}; 0: bit by bit the same). *module*: the",
-        "`nn.Module`; *traced*, *scripted*: TorchScript, traced with one image; *dynamo*, *legacy*: ONNX by",
+        "`nn.Module`; *traced*, *scripted*: TorchScript, traced with one image; *exported*, *decomposed*: a",
+        "program of `torch.export` in a .pt2 file, and the same in core ATen; *dynamo*, *legacy*: ONNX by",
         "`torch.onnx.export` with `dynamo=True` and `False`, the batch free; *optimized*: what ONNX Runtime's offline",
         "optimizer makes of the one by dynamo (or of the legacy one, where dynamo writes none), every optimization on.",
         "*no file*: the exporter refuses the network; *no answer*: its own runtime does; †: its own runtime takes one",
@@ -300,7 +313,23 @@ def _why(found: Result) -> str:
 
 
 def main() -> None:
-    over_zoos.run(over_zoos.parser(__doc__).parse_args(), measure, summarize, markdown, hidden=("forms",))
+    parser = over_zoos.parser(__doc__)
+    parser.add_argument(
+        "--forms",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        help="measure only these, and put them into the rows that --resume keeps where they are not there",
+    )
+    arguments = parser.parse_args()
+    wanted = arguments.forms or tuple(FORMS)
+    if unknown := sorted(set(wanted) - set(FORMS)):
+        parser.error(f"There is no form {', '.join(unknown)}; there are {', '.join(FORMS)}.")
+    rows = over_zoos.kept(arguments.json, list(architectures(arguments.timm))) if arguments.resume else []
+    work = partial(measure, forms=wanted, earlier={row["network"]: row for row in rows})
+    over_zoos.run(
+        arguments, work, summarize, markdown, hidden=("forms",),
+        is_whole=lambda row: set(wanted) <= set(forms_of(row)),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 Runtime = Callable[[Tensor], Any]
 Source = nn.Module | Path
@@ -39,6 +39,23 @@ def _script(module: nn.Module, x: Tensor, folder: Path) -> Path:
     path = folder / "scripted.pt"
     torch.jit.script(module).save(path)
     return path
+
+
+def _export(module: nn.Module, x: Tensor, folder: Path) -> Path:
+    path = folder / "exported.pt2"
+    torch.export.save(_program(module, x), path)
+    return path
+
+
+def _decompose(module: nn.Module, x: Tensor, folder: Path) -> Path:
+    """In core ATen, as other tools want programs."""
+    path = folder / "decomposed.pt2"
+    torch.export.save(_program(module, x).run_decompositions(), path)
+    return path
+
+
+def _program(module: nn.Module, x: Tensor) -> ExportedProgram:
+    return torch.export.export(module, (x,), dynamic_shapes=({0: Dim.AUTO},))
 
 
 def _by_dynamo(module: nn.Module, x: Tensor, folder: Path) -> Path:
@@ -101,6 +118,10 @@ def _torchscript(path: Path) -> Runtime:
     return found
 
 
+def _exported(path: Path) -> Runtime:
+    return torch.export.load(path).module()
+
+
 def _module(module: nn.Module) -> Runtime:
     return module
 
@@ -109,6 +130,8 @@ FORMS: dict[str, Form] = {
     "module": Form(_itself, _module),
     "traced": Form(_trace, _torchscript),
     "scripted": Form(_script, _torchscript),
+    "exported": Form(_export, _exported),
+    "decomposed": Form(_decompose, _exported),
     "dynamo": Form(_by_dynamo, _onnx_runtime),
     "legacy": Form(_by_legacy, _onnx_runtime),
     "optimized": Form(_optimize, _onnx_runtime),

@@ -48,16 +48,18 @@ def run(
     summarize: Callable[[list[Row]], Row],
     markdown: Callable[[Row], str],
     hidden: Collection[str] = (),
+    is_whole: Callable[[Row], bool] = lambda row: True,
 ) -> None:
     """Measure every architecture that the arguments name and write what they ask for. hidden: the keys of a row that
-    are too long to print."""
+    are too long to print. is_whole: whether nothing is left to measure in a row of an earlier run."""
     end = time.monotonic() + arguments.seconds
     every = list(architectures(arguments.timm, arguments.only))
     rows = kept(arguments.json, every) if arguments.resume else []
-    known = {row["network"] for row in rows}
+    known = {row["network"] for row in rows if is_whole(row)}
     order = {architecture.name: i for i, architecture in enumerate(every)}
     for row in measured(measure, [a for a in every if a.name not in known], arguments.jobs, end):
-        rows = sorted([*rows, row], key=lambda r: order[r["network"]])
+        others = [r for r in rows if r["network"] != row["network"]]
+        rows = sorted([*others, row], key=lambda r: order[r["network"]])
         print(json.dumps({key: value for key, value in row.items() if key not in hidden}), flush=True)
         documents.write_json(arguments, {"summary": summarize(rows), "rows": rows})
     documents.write_page(arguments, {"summary": summarize(rows), "rows": rows}, markdown)

@@ -90,6 +90,16 @@ def test_a_form_that_cannot_be_written_is_no_failure(monkeypatch: pytest.MonkeyP
     assert "## Not written by the exporter" in markdown({"summary": summary, "rows": [row]})
 
 
+def test_single_forms_are_put_into_the_rows_of_an_earlier_run(row: dict[str, Any]) -> None:
+    old = {name: {**found, "old": True} for name, found in row["forms"].items() if name != "exported"}
+    earlier = {"own:small": {**row, "forms": old}}
+    merged = measure(Own("own:small", (3, 16, 16)), forms=("exported", "legacy"), earlier=earlier)
+    assert list(merged["forms"]) == list(FORMS)
+    new = {name for name, found in merged["forms"].items() if "old" not in found}
+    assert new == {"exported", "legacy"}
+    assert merged["forms"]["exported"]["difference"] <= DIFFERENCE_GOAL
+
+
 def test_what_comes_in_as_another_network_is_found_out(
     row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +116,7 @@ def test_what_comes_in_as_another_network_is_found_out(
     assert wrong["error"].startswith("module:")
     summary = summarize([row, wrong])
     assert summary["beyond_goals"] == summary["mistaken"] == ["own:wrong module"]
-    assert (summary["converted"], summary["right"]) == (7, 6)
+    assert (summary["converted"], summary["right"]) == (9, 8)
     assert summary["worst_relative_difference"] == found["difference"]
     assert "own:wrong, module: differs by 5.0e-01" in markdown({"summary": summary, "rows": [row, wrong]})
 
@@ -141,7 +151,7 @@ def test_a_network_that_cannot_be_built_is_told() -> None:
 def test_a_network_whose_process_died_is_told(row: dict[str, Any]) -> None:
     rows = [row, {"network": "own:large", "error": "the process died, as of too little memory"}]
     summary = summarize(rows)
-    assert (summary["networks"], summary["attempted"]) == (2, 6)
+    assert (summary["networks"], summary["attempted"]) == (2, 8)
     assert summary["failed"] == ["own:large"]
     assert "- own:large: the process died" in markdown({"summary": summary, "rows": rows})
 
@@ -177,5 +187,5 @@ def test_the_command_writes_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.coverage", "--json", str(out), "--markdown", str(page)]
     subprocess.run([*command, "--only", "torchvision:squeezenet1_0"], check=True, capture_output=True)
     summary = json.loads(out.read_text())["summary"]
-    assert (summary["networks"], summary["attempted"], summary["right"]) == (1, 6, 6)
+    assert (summary["networks"], summary["attempted"], summary["right"]) == (1, 8, 8)
     assert "| torchvision:squeezenet1_0 |" in page.read_text()

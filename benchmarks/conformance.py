@@ -11,7 +11,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from models.formats.onnx import read
 from models.formats.onnx.expansion import expanded
 from models.formats.onnx.file import OnnxFile, parse
 from models.formats.onnx.folding import evaluate
+from models.formats.onnx.images import Image
 from models.formats.onnx.lowering import MICROSOFT
 from models.formats.onnx.module import OnnxModule
 from models.formats.onnx.plan import make
@@ -178,14 +179,16 @@ def _with_free_batch(case: Case, file: OnnxFile, given: dict[str, Tensor]) -> st
     if x is None or not x.is_floating_point() or x.ndim < 2 or not x.numel():
         return None
     rest = {name: value for name, value in given.items() if name != image}
+    network = replace(file, weights={**file.weights, **rest}, outputs=file.outputs[:1])
     try:
-        plan = make(
-            file.nodes, {**file.weights, **rest}, image, tuple(x.shape[1:]), x.shape[0], file.outputs[:1]
-        )
+        plan = make(network, Image(image, x.shape[0], tuple(x.shape[1:])))
+        if plan.cut is not None:
+            return f"refused: {plan.cut.note}"
         with torch.no_grad():
             got = OnnxModule(plan)(x)
     except Exception as error:
         return f"refused: {_line(error)}"
+    got = got[0] if plan.bare else got
     return differs(got, case.outputs[0], case.rtol, case.atol) or "same"
 
 

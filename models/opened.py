@@ -68,6 +68,7 @@ class Source:
     input: InputSpec | None = None
     labels: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None  # the outputs', where the module does not return them by name
+    kinds: Mapping[str, Kind] = field(default_factory=dict)  # of those whose shapes do not tell
     embeds: bool = False  # the tables that it answers are embeddings, no class scores
     channels_last: bool = False
     pixels: bool = False
@@ -84,6 +85,7 @@ def assemble(source: Source, format: str, input: InputSpec | None) -> Opened:
     if source.names and len(source.names) == len(network.outputs):
         network = network.copy()
         network.output_node.meta["names"] = source.names
+        network.output_node.meta["kinds"] = tuple(map(source.kinds.get, source.names))
     if source.channels_last:
         network = layouts.channels_first(network)
         source = replace(

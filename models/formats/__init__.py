@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fusion.errors import BadFile
 from models.formats.strangers import ACCEPTED, SAVED_MODEL, is_strange_archive, is_whole_zip, refuse
@@ -69,6 +70,7 @@ def _read_onnx(path: Path, *, size: tuple[int, int] | None = None) -> Source:
         notes=tuple(found.notes),
         metadata=found.metadata,
         names=found.output_names,
+        kinds=found.kinds,
         channels_last=found.channels_last,
         pixels=found.pixels,
     )
@@ -87,6 +89,14 @@ def _read_torchscript(path: Path, *, size: tuple[int, int] | None = None) -> Sou
         metadata=found.metadata,
         channels_last=found.channels_last,
     )
+
+
+def read_script(script: Any, *, size: tuple[int, int] | None = None) -> Source:
+    """A torch.jit.ScriptModule in memory, as its file would be read."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "script.pt"
+        script.save(str(path))
+        return _read_torchscript(path, size=size)
 
 
 def _read_exported(path: Path, *, size: tuple[int, int] | None = None) -> Source:

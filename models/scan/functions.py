@@ -11,12 +11,10 @@ from collections.abc import Mapping
 
 import onnx
 
-from fusion.errors import BadFile, UnsupportedOperator
+from fusion.errors import BadFile
 from models.scan.graphs import MOST_NODES, nodes_within, too_many
 
 STANDARD = ("", "ai.onnx")
-# What ONNX Runtime's optimizer leaves in a file.
-FUSED = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 # Exporters follow a network's modules, which are a dozen deep; ONNX Runtime 1.31 crashes from about 2,500 on.
 MOST_CALLS = 100
 
@@ -24,17 +22,8 @@ _Key = tuple[str, str, str]
 
 
 def check_functions(proto: onnx.ModelProto, name: str) -> None:
-    """Refuse unknown domains, functions that call themselves, and calls that are too deep or multiply."""
+    """Refuse functions that call themselves, and calls that are too deep or multiply."""
     calls = _calls(proto, name)
-    bodies = (proto.graph.node, *(function.node for function in proto.functions))
-    for node in (n for body in bodies for n in nodes_within(body)):
-        if node.domain not in (*STANDARD, *FUSED) and _key(node) not in calls:
-            raise UnsupportedOperator(
-                f"{node.domain}::{node.op_type}",
-                node.name,
-                "Only operators of the ONNX standard and of ONNX Runtime's optimizer are read; "
-                "export without custom ones.",
-            )
     size: dict[_Key, int] = {}
     depth: dict[_Key, int] = {}
     for key in _order(calls, name):

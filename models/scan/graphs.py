@@ -79,7 +79,7 @@ def _check_order(nodes: Sequence[onnx.NodeProto], name: str) -> None:
                 raise BadFile(
                     f"{name} is not a readable ONNX file: two nodes compute '{output}'. Export it again."
                 )
-    before = {i: {maker[value] for value in _reads(node) if value in maker} for i, node in enumerate(nodes)}
+    before = {i: {maker[value] for value in reads(node) if value in maker} for i, node in enumerate(nodes)}
     if all(j < i for i, made in before.items() for j in made):
         return
     try:
@@ -92,7 +92,7 @@ def _check_order(nodes: Sequence[onnx.NodeProto], name: str) -> None:
         ) from error
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
+def reads(node: onnx.NodeProto) -> Iterator[str]:
     """The names of the values that a node reads, those that graphs inside it read from around it too."""
     yield from node.input
     for graph in graphs_within([node]):

@@ -6,7 +6,7 @@ message); everything behind it is: inliners, checkers and runtimes follow calls 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -38,8 +38,7 @@ _BOUNDS = Bounds(
 def decode(data: bytes, name: str) -> onnx.ModelProto:
     """A file's bytes as protobuf, checked; `name` is for messages only.
 
-    The data of its tensors is copied. No path that it holds is followed. Raises BadFile, and UnsupportedOperator for
-    domains that are not read.
+    The data of its tensors is copied. No path that it holds is followed. Raises BadFile.
     """
     proto = parse(data, name)
     embed(proto, None, name)
@@ -67,7 +66,15 @@ def check(proto: onnx.ModelProto, name: str) -> None:
 
 
 def _check_opset(proto: onnx.ModelProto, name: str) -> None:
-    opsets = {o.domain: o.version for o in proto.opset_import}
+    """Refuse versions of the standard that are not read, in the network and in each function that states its own."""
+    _check_version(proto.opset_import, name)
+    for function in proto.functions:
+        if any(o.domain in STANDARD for o in function.opset_import):
+            _check_version(function.opset_import, f"{name} (in its function '{function.name}')")
+
+
+def _check_version(imports: Iterable[onnx.OperatorSetIdProto], name: str) -> None:
+    opsets = {o.domain: o.version for o in imports}
     version = max((opsets[domain] for domain in STANDARD if domain in opsets), default=0)
     if version < _OLDEST_OPSET:
         raise BadFile(

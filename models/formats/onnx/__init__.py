@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fusion.errors import BadFile, ClearfoldError
+from fusion.outputs import Kind
 from models.formats.onnx import quantized
 from models.formats.onnx.file import OnnxFile, flatten
-from models.formats.onnx.images import Image, find
+from models.formats.onnx.images import find
 from models.formats.onnx.inputs import alone, asked
 from models.formats.onnx.module import OnnxModule
 from models.formats.onnx.plan import Plan, make
@@ -29,7 +30,7 @@ class OnnxSource:
 
     `example` is an input [2, channels, height, width] in float32, `notes` say what a user should know,
     `metadata` is what the file's author left in it. Where images are `channels_last` the example is, and runtime and
-    module take them so; `pixels` are whole numbers.
+    module take them so; `pixels` are whole numbers. `kinds` say what outputs hold whose shapes do not tell.
     """
 
     module: nn.Module
@@ -40,6 +41,7 @@ class OnnxSource:
     metadata: Mapping[str, str]
     channels_last: bool = False
     pixels: bool = False
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
@@ -58,7 +60,7 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
     image = find(asked(file), size)
     file, set_aside = alone(file, image)
     try:
-        plan = _plan(file, image)
+        plan = make(file, image)
     except (ClearfoldError, MemoryError):
         raise
     except Exception as error:  # a damaged name or attribute surfaces anywhere, as anything
@@ -66,45 +68,26 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
     return OnnxSource(
         module=OnnxModule(plan),
         example=torch.zeros(2, *image.sample),
-        original=Runtime(stored, image.name, plan.outputs, image.batch),
+        original=Runtime(
+            stored, image.name, plan.outputs, image.batch, plan.bare, inner=plan.cut is not None
+        ),
         output_names=plan.outputs,
-        notes=(*_notes(file, image.batch, plan.outputs), *set_aside),
+        notes=(*_notes(file, image.batch, plan), *set_aside),
         metadata=file.metadata,
         channels_last=image.channels_last,
         pixels=image.pixels,
+        kinds=plan.cut.kinds if plan.cut is not None else {},
     )
 
 
-def _plan(file: OnnxFile, image: Image) -> Plan:
-    """The way to all outputs; where one of several cannot be computed, to those that can. Raises what the first one
-    does where none can."""
-
-    def way(outputs: Sequence[str]) -> Plan:
-        return make(file.nodes, file.weights, image.name, image.sample, image.batch, outputs)
-
-    try:
-        return way(file.outputs)
-    except ClearfoldError:
-        if len(file.outputs) == 1:
-            raise
-    errors: list[ClearfoldError] = []
-    kept: list[str] = []
-    for output in file.outputs:
-        try:
-            kept += way([output]).outputs
-        except ClearfoldError as error:
-            errors.append(error)
-    if not kept:
-        raise errors[0]
-    return way(kept)
-
-
-def _notes(file: OnnxFile, batch: int | None, outputs: Sequence[str]) -> tuple[str, ...]:
+def _notes(file: OnnxFile, batch: int | None, plan: Plan) -> tuple[str, ...]:
     notes = [f"{kind} weights: computed in float32" for kind in file.widened]
     if batch is not None:
         notes.append(f"the file fixes the batch to {batch}: any batch size runs here")
     notes += quantized.notes(file.nodes)
-    missing = [name for name in file.outputs if name not in outputs]
-    if missing:
+    missing = [name for name in file.outputs if name not in plan.outputs]
+    if plan.cut is not None:
+        notes.append(plan.cut.note)
+    elif missing:
         notes.append(f"outputs that are constant or cannot be computed are left out: {', '.join(missing)}")
     return tuple(notes)

@@ -206,7 +206,7 @@ def _ended(node: Node, values: Sequence[str], carried: int, axes: Sequence[int])
     for k, (output, axis) in enumerate(zip(outputs[carried:], axes, strict=True)):
         parts = tuple(values[carried + k :: len(axes)])
         if output and not parts:
-            raise UnsupportedOperator(f"{node.title} without an iteration", node.layer or node.name or output)
+            raise UnsupportedOperator(f"{node.title} without an iteration", node.called)
         if output:
             attributes = {"axis": axis}
             nodes.append(

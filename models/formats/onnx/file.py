@@ -36,7 +36,8 @@ class Input:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What the importer needs of a file; weights in float32."""
+    """What the importer needs of a file; weights in float32. `own` are the values that nodes of its own graph compute,
+    in no function or body: those that its runtime can be asked for."""
 
     nodes: tuple[Node, ...]
     weights: Mapping[str, Tensor]
@@ -44,6 +45,7 @@ class OnnxFile:
     outputs: tuple[str, ...]
     metadata: Mapping[str, str]
     widened: tuple[str, ...]
+    own: frozenset[str]
 
 
 def parse(data: bytes, name: str) -> OnnxFile:
@@ -54,18 +56,38 @@ def parse(data: bytes, name: str) -> OnnxFile:
 def flatten(proto: onnx.ModelProto, name: str) -> OnnxFile:
     """The network of a decoded file, with weights of its own, so that the decoded file can go."""
     try:
+        own = frozenset(name for node in proto.graph.node for name in node.output if name)
         model = ir.from_proto(proto)
+        _keep_versions(model)
         InlinePass()(model)
         model.graph.sort()  # exporters write nodes in order, other tools need not
-        return _flat(model, name)
+        return _flat(model, name, own)
     except (ClearfoldError, MemoryError):
         raise
     except Exception as error:  # damaged fields surface anywhere, as anything
         raise BadFile(f"{name} is not a readable ONNX file: {_line(error)}. Export it again.") from error
 
 
-def _flat(model: ir.Model, name: str) -> OnnxFile:
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+def _keep_versions(model: ir.Model) -> None:
+    """Note with each node of a function which version of the standard it is written in: that of the function, which may
+    be another than the network's, and which is lost when the nodes take the place of a call."""
+    versions = model.opset_imports
+    for function in model.functions.values():
+        own = _version(function.opset_imports)
+        for node in function.all_nodes():
+            node.version = own
+        for domain, version in versions.items():  # onnx_ir puts functions of other versions in no place
+            if domain in function.opset_imports:
+                function.opset_imports[domain] = version
+
+
+def _version(imports: Mapping[str, int]) -> int:
+    """The version of the standard among imported ones, 0 where it is none of them."""
+    return next((imports[domain] for domain in STANDARD if domain in imports), 0)
+
+
+def _flat(model: ir.Model, name: str, own: frozenset[str]) -> OnnxFile:
+    opset = _version(model.opset_imports)
     graph = model.graph
     kinds: set[str] = set()
     weights = _weights(graph, name, kinds)
@@ -74,7 +96,7 @@ def _flat(model: ir.Model, name: str) -> OnnxFile:
         Input(v.name or "", v.dtype, _shape(v)) for v in graph.inputs if v.name not in graph.initializers
     )
     outputs = tuple(v.name or "" for v in graph.outputs)
-    return OnnxFile(nodes, weights, inputs, outputs, dict(model.metadata_props), tuple(sorted(kinds)))
+    return OnnxFile(nodes, weights, inputs, outputs, dict(model.metadata_props), tuple(sorted(kinds)), own)
 
 
 def _weights(graph: ir.Graph, name: str, kinds: set[str]) -> dict[str, Tensor]:
@@ -155,6 +177,7 @@ def _is_bad(weight: Tensor) -> bool:
 
 
 def _node(node: ir.Node, opset: int, name: str, kinds: set[str]) -> Node:
+    opset = node.version or opset
     attributes: dict[str, Any] = {}
     for key, attribute in node.attributes.items():
         if not isinstance(attribute, ir.Attr) or attribute.is_ref():

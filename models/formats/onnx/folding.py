@@ -14,7 +14,7 @@ from models.formats.onnx.expansion import Worklist, expand, why_not
 from models.formats.onnx.file import OnnxFile
 from models.formats.onnx.names import with_path
 from models.formats.onnx.patterns import Known, live
-from models.formats.onnx.registry import Node, Operator, find
+from models.formats.onnx.registry import OPTIMIZED, OWN, Node, Operator, find
 from models.formats.onnx.values import Numbers, as_tensor
 
 
@@ -41,8 +41,15 @@ def first_weight(node: Node, known: Mapping[str, Known]) -> str | None:
 def operator_of(node: Node) -> Operator:
     found = find(node)
     if found is None:
-        raise UnsupportedOperator(node.title, node.layer or node.name or node.outputs[0], why_not(node))
+        raise UnsupportedOperator(node.title, node.called, why_not(node) or _foreign(node))
     return found
+
+
+def _foreign(node: Node) -> str:
+    """The advice for operators of domains of which none is read."""
+    if not node.domain or node.domain in (OWN, *OPTIMIZED):
+        return ""
+    return "Only operators of the ONNX standard and of ONNX Runtime's optimizer are read; export without custom ones."
 
 
 def fold(nodes: Iterable[Node], known: dict[str, Known]) -> list[Node]:
@@ -116,7 +123,7 @@ def explained(node: Node) -> Iterator[None]:
         ):  # what Python says of indices and lengths, not torch of shapes
             line = f"its inputs and attributes do not fit together ({line.rstrip('.')})"
         raise BadFile(
-            f"Layer '{node.layer or node.name}' ({node.title}) cannot run: {line.rstrip('.')}. "
+            f"Layer '{node.called}' ({node.title}) cannot run: {line.rstrip('.')}. "
             "Check that the file runs in ONNX Runtime at this image size, "
             "and export it with a dynamic batch dimension."
         ) from error

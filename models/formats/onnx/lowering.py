@@ -90,9 +90,7 @@ class Writer:
         return None if value is None else len(value.shape)
 
     def refused(self, why: str, hint: str = "") -> UnsupportedOperator:
-        return UnsupportedOperator(
-            f"{self.node.title} {why}", self.node.layer or self.node.name or self.node.place, hint
-        )
+        return UnsupportedOperator(f"{self.node.title} {why}", self.node.called, hint)
 
 
 def channels_first(write: Writer, x: str) -> str:

@@ -24,6 +24,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # The domain of nodes that the importer itself puts in place of several ONNX ones.
 OWN = "clearfold"
+# The domains of what ONNX Runtime's optimizer leaves in a file.
+OPTIMIZED = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Node:
     def own_inputs(self) -> tuple[str, ...]:
         """The inputs without the values that graphs inside read."""
         return self.inputs[: len(self.inputs) - len(self.captures)]
+
+    @property
+    def called(self) -> str:
+        """What to call the node in messages: its layer, its own name, or its operator and what it computes."""
+        return self.layer or self.name or f"{self.op} -> {next((o for o in self.outputs if o), '')}"
 
     @property
     def title(self) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fusion.errors import BadFile
+from models.formats.onnx.excerpt import excerpt
 from models.formats.onnx.inputs import KINDS, neutral
 
 
@@ -21,13 +22,16 @@ class Runtime:
     """The original file as a function of float32 images, [batch, ...] in, float32 out; several outputs by their names.
 
     `file` is open for reading, so that it can be read whatever became of its name. `batch` is the size that it fixes,
-    or None; other sizes are then run in pieces.
+    or None; other sizes are then run in pieces. Outputs in `bare` come without a batch axis, and get one. `inner`: they
+    are values on the file's way to its outputs, and nothing behind them is run.
     """
 
     file: BinaryIO
     input: str
     outputs: tuple[str, ...]
     batch: int | None
+    bare: frozenset[str] = frozenset()
+    inner: bool = False
 
     @cached_property
     def _session(self) -> Any:
@@ -46,6 +50,9 @@ class Runtime:
 
         (By a name, the runtime would also open other files that the network refers to: there are none any more when
         the network has been read.)"""
+        if self.inner:
+            self.file.seek(0)
+            return excerpt(self.file.read(), self.outputs)
         name = Path(f"/dev/fd/{self.file.fileno()}")
         if name.exists():
             return str(name)
@@ -76,7 +83,8 @@ class Runtime:
             results = session.run(list(self.outputs), {self.input: images, **beside})
         except Exception as error:  # the runtime has a class of its own for each of its codes
             raise _refused("cannot run", error) from error
-        return [torch.from_numpy(np.asarray(result, dtype=np.float32)) for result in results]
+        tensors = [torch.from_numpy(np.asarray(result, dtype=np.float32)) for result in results]
+        return [t[None] if name in self.bare else t for name, t in zip(self.outputs, tensors, strict=True)]
 
     def _named(self, results: list[Tensor]) -> Tensor | dict[str, Tensor]:
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))

@@ -14,10 +14,27 @@ import numpy.typing as npt
 import torch
 from torch import SymFloat, SymInt, Tensor
 
-from fusion.errors import BadFile
+from fusion.errors import BadFile, UnsupportedOperator
 
 Numbers: TypeAlias = npt.NDArray[Any]
 Value: TypeAlias = Tensor | Numbers
+
+
+class DependsOnPixels(BadFile):
+    """A size, or another number that the graph's form hangs on, is computed from the image's values."""
+
+
+class Counted(UnsupportedOperator):
+    """An operator that returns as much as the image's values say."""
+
+    def __init__(self, op: str, layer: str) -> None:
+        super().__init__(
+            op,
+            layer,
+            "How much it returns depends on pixel values, so nothing behind it has a fixed shape. "
+            "Export the network up to the layer before it.",
+        )
+
 
 # More elements than any activation or weight of an image network; a few bytes of ONNX can ask for billions.
 LARGEST = 2**29
@@ -82,7 +99,7 @@ def ints(value: Value | int, what: str) -> list[Any]:
     if isinstance(value, int):
         return [value]
     if isinstance(value, Tensor):
-        raise BadFile(
+        raise DependsOnPixels(
             f"{what} depends on pixel values, so the network has no fixed graph. "
             "Export it with constant or shape-derived sizes."
         )
@@ -92,7 +109,7 @@ def ints(value: Value | int, what: str) -> list[Any]:
 def scalar(value: Value, what: str) -> Any:
     """The single entry of a value that Python knows."""
     if isinstance(value, Tensor):
-        raise BadFile(f"{what} depends on pixel values. Export the network with a constant there.")
+        raise DependsOnPixels(f"{what} depends on pixel values. Export the network with a constant there.")
     return value.reshape(-1).tolist()[0]
 
 

@@ -17,8 +17,7 @@ def open_whole(path: Path) -> tuple[onnx.ModelProto, BinaryIO]:
     """The decoded network, and a file open for reading that holds the same: the network's own, or an unnamed temporary
     one where data was in other files. So no tool behind this follows a path that stands in the network.
 
-    Raises BadFile (MissingData for data files that are not beside it), and UnsupportedOperator for domains that are
-    not read.
+    Raises BadFile (MissingData for data files that are not beside it).
     """
     try:
         stored: BinaryIO = path.open("rb")

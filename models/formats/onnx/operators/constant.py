@@ -27,14 +27,14 @@ def constant(node: Node) -> Tensor:
         if attribute in node.attributes:
             tensor: Tensor = make(node.get(attribute))
             return tensor
-    raise UnsupportedOperator(f"{node.title} of strings or sparse values", node.layer)
+    raise UnsupportedOperator(f"{node.title} of strings or sparse values", node.called)
 
 
 @operator("ConstantOfShape", since=9, static=(0,))
 def constant_of_shape(node: Node, shape: Value) -> Tensor:
     value = node.get("value")
     fill = np.zeros(1, np.float32) if value is None else value.reshape(-1)
-    sizes = allocation(ints(shape, "The shape of ConstantOfShape"), node.layer)
+    sizes = allocation(ints(shape, "The shape of ConstantOfShape"), node.called)
     return torch.full(tuple(sizes), fill[0].item(), dtype=torch.from_numpy(fill).dtype)
 
 
@@ -42,7 +42,7 @@ def constant_of_shape(node: Node, shape: Value) -> Tensor:
 def range_(node: Node, start: Value, limit: Value, delta: Value) -> Tensor:
     first, last, step = (scalar(v, "The bounds of Range") for v in (start, limit, delta))
     if isinstance(first, int | float) and isinstance(last, int | float) and step:
-        allocation([max(int((last - first) / step), 0)], node.layer)
+        allocation([max(int((last - first) / step), 0)], node.called)
     kind = torch.float32 if any(isinstance(v, float) for v in (first, last, step)) else torch.int64
     if isinstance(start, np.ndarray) and start.dtype in (np.int16, np.int32):
         kind = torch.from_numpy(start).dtype
@@ -59,7 +59,7 @@ def eye_like(node: Node, x: Tensor) -> Tensor:
 @operator("OneHot", since=9, static=(1,))
 def one_hot(node: Node, indices: Tensor, depth: Value, values: Tensor) -> Tensor:
     count, axis = int(scalar(depth, "The depth of OneHot")), node.get("axis", -1)
-    allocation([*indices.shape, count], node.layer)
+    allocation([*indices.shape, count], node.called)
     wrapped = torch.where(indices < 0, indices + count, indices).to(torch.int64)
     hot = wrapped.unsqueeze(-1) == torch.arange(count)
     return torch.where(hot, values[1], values[0]).movedim(-1, axis)

@@ -69,7 +69,7 @@ def conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = 
 def col2im(node: Node, x: Tensor, image: Value, block: Value) -> Tensor:
     """Overlapping blocks [batch, channels * block, blocks] summed into an image."""
     sizes, kernel = ints(image, "The image of Col2Im"), ints(block, "The block of Col2Im")
-    allocation([x.shape[1], *sizes], node.layer)
+    allocation([x.shape[1], *sizes], node.called)
     w = window(node, kernel, sizes)
     if len(sizes) == 2 and w.symmetric:
         return F.fold(x, tuple(sizes), w.kernel, w.dilation, w.begin, w.stride)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusion.errors import UnsupportedOperator
 from models.formats.onnx.registry import Node, operator
-from models.formats.onnx.values import Value
+from models.formats.onnx.values import Counted, Value
 
 
 @operator("Gather", static=(1,))
@@ -110,7 +109,7 @@ def reverse_sequence(node: Node, x: Tensor, lengths: Tensor) -> Tensor:
 @operator("Compress", since=9, static=(1,))
 def compress(node: Node, x: Tensor, condition: Value) -> Tensor:
     if isinstance(condition, Tensor):
-        raise UnsupportedOperator(f"{node.title} of a condition that depends on pixels", node.layer)
+        raise Counted(f"{node.title} of a condition that depends on pixels", node.called)
     picked = [i for i, wanted in enumerate(condition.reshape(-1).tolist()) if wanted]
     axis = node.get("axis")
     index = torch.tensor(picked, dtype=torch.int64, device=x.device)

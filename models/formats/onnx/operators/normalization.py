@@ -25,7 +25,7 @@ def batch_normalization(
     if (training and of_images) or node.get("spatial", 1) == 0:
         raise UnsupportedOperator(
             f"{node.title} with batch statistics",
-            node.layer,
+            node.called,
             "Export the network in evaluation mode (model.eval()).",
         )
     if not training:
@@ -110,6 +110,6 @@ def lp_normalization(node: Node, x: Tensor) -> Tensor:
 def mean_variance_normalization(node: Node, x: Tensor) -> Tensor:
     axes = list(node.get("axes", (0, 2, 3)))
     if isinstance(x.shape[0], SymInt) and 0 in axes:
-        raise UnsupportedOperator(f"{node.title} over the batch", node.layer)
+        raise UnsupportedOperator(f"{node.title} over the batch", node.called)
     centered = x - x.mean(axes, keepdim=True)
     return centered / (torch.sqrt((centered * centered).mean(axes, keepdim=True)) + 1e-9)

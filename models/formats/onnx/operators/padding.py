@@ -73,8 +73,7 @@ def window(node: Node, kernel: Sequence[int], sizes: Sequence[int]) -> Window:
 
 def _unfit(node: Node, what: str) -> BadFile:
     return BadFile(
-        f"Layer '{node.layer or node.name}' ({node.title}) slides a window that does not fit: {what}. "
-        "Export it again."
+        f"Layer '{node.called}' ({node.title}) slides a window that does not fit: {what}. Export it again."
     )
 
 

@@ -95,7 +95,7 @@ def max_unpool(node: Node, x: Tensor, places: Tensor, target: Value | None = Non
         ]
     else:
         spatial = ints(target, "The size of MaxUnpool")[2:]
-    allocation([*x.shape[:2], *spatial], node.layer)
+    allocation([*x.shape[:2], *spatial], node.called)
     each = x.shape[1] * math.prod(spatial)
     samples = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
     own = places.reshape(x.shape[0], -1) - each * samples

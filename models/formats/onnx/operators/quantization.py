@@ -26,7 +26,7 @@ def quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
     given = dtype(node.get("output_dtype")) if node.get("output_dtype", 0) else torch.uint8
     kind = zero.dtype if zero is not None else given
     if kind not in RANGES:
-        raise UnsupportedOperator(f"{node.title} to {kind}", node.layer)
+        raise UnsupportedOperator(f"{node.title} to {kind}", node.called)
     steps = torch.round(x / along(node, scale, x))
     steps = steps if zero is None else steps + along(node, zero, x)
     return steps.clamp(*RANGES[kind]).to(kind)
@@ -79,7 +79,7 @@ def dynamic_quantize(node: Node, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """By the range of the tensor at hand, zero included; then the scale and the zero point."""
     if _has_batch(x):
         raise UnsupportedOperator(
-            f"{node.title} over the batch", node.layer, "Quantize the network with fixed scales (QDQ)."
+            f"{node.title} over the batch", node.called, "Quantize the network with fixed scales (QDQ)."
         )
     low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
     scale = (high - low) / 255
@@ -115,7 +115,7 @@ def _constant(node: Node, x: Tensor) -> None:
     if _has_batch(x):
         raise UnsupportedOperator(
             f"{node.title} of integers that are not quantized by the same scale and zero point",
-            node.layer,
+            node.called,
             "Quantize the network with pairs of QuantizeLinear and DequantizeLinear (QDQ).",
         )
 

@@ -203,7 +203,7 @@ def _activations(node: Node, usual: tuple[str, ...]) -> Iterator[Activation]:
     alphas, betas = iter(node.get("activation_alpha") or ()), iter(node.get("activation_beta") or ())
     for name in node.get("activations") or usual:
         if name.lower() not in _ACTIVATIONS:
-            raise UnsupportedOperator(f"{node.title} with the activation {name}", node.layer)
+            raise UnsupportedOperator(f"{node.title} with the activation {name}", node.called)
         function, defaults = _ACTIVATIONS[name.lower()]
         alpha = next(alphas, defaults[0]) if defaults else 0.0
         beta = next(betas, defaults[1]) if len(defaults) > 1 else 0.0

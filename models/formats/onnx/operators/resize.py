@@ -57,7 +57,7 @@ def resize(
 
 def _floats(node: Node, given: Value) -> list[float]:
     if isinstance(given, Tensor):
-        raise UnsupportedOperator(f"{node.title} with scales that depend on pixels", node.layer)
+        raise UnsupportedOperator(f"{node.title} with scales that depend on pixels", node.called)
     return [float(s) for s in given.reshape(-1).tolist()]
 
 
@@ -88,13 +88,13 @@ def _differs(size: Any, wanted: Any) -> bool:
 
 def _axis(node: Node, x: Tensor, axis: int, after: Any, scale: float) -> Axis:
     if isinstance(x.shape[axis], SymInt) or isinstance(after, SymInt):
-        raise UnsupportedOperator(f"{node.title} of the batch", node.layer)
+        raise UnsupportedOperator(f"{node.title} of the batch", node.called)
     return Axis(int(x.shape[axis]), int(after), scale)
 
 
 def _resize(node: Node, x: Tensor, axes: dict[int, Axis], coordinates: str, rounding: str) -> Tensor:
     axes = {i: a for i, a in axes.items() if a.after != a.before or a.scale != 1 or coordinates == _CROPPING}
-    allocation([axes[i].after if i in axes else n for i, n in enumerate(x.shape)], node.layer)
+    allocation([axes[i].after if i in axes else n for i, n in enumerate(x.shape)], node.called)
     if not axes:
         return x
     spatial = x.ndim > 2 and min(axes) > 1
@@ -154,7 +154,7 @@ def _weights(node: Node, axis: Axis, coordinates: str) -> Tensor:
             bool(node.get("exclude_outside", 0)),
         )
     except UnsupportedOperator as error:
-        raise UnsupportedOperator(error.op, node.layer) from None
+        raise UnsupportedOperator(error.op, node.called) from None
     return torch.tensor(weights)
 
 

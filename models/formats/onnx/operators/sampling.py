@@ -50,12 +50,12 @@ def roi_align(node: Node, x: Tensor, rois: Value, batch: Tensor) -> Tensor:
     start, size = corners[:, :2], corners[:, 2:] - corners[:, :2]
     size = size if aligned else size.clamp_min(1.0)
     bins = (node.get("output_width", 1), node.get("output_height", 1))
-    allocation([boxes.shape[0], x.shape[1], *bins], node.layer)
+    allocation([boxes.shape[0], x.shape[1], *bins], node.called)
     points, largest = node.get("sampling_ratio", 0), node.get("mode", "avg") == "max"
     if not points and (isinstance(rois, Tensor) or largest):
         raise UnsupportedOperator(
             f"{node.title} with a number of points that depends on its boxes",
-            node.layer,
+            node.called,
             "Give a sampling_ratio.",
         )
     if largest:
@@ -131,7 +131,7 @@ def deform_conv(
     """A convolution whose kernel reads x at its usual places plus offsets (Dai et al. 2017), each times a mask (Zhu et
     al. 2019): the places are read as a grid, and what was read is multiplied by the kernel."""
     if x.ndim != 4:
-        raise UnsupportedOperator(f"{node.title} in {x.ndim - 2} dimensions", node.layer)
+        raise UnsupportedOperator(f"{node.title} in {x.ndim - 2} dimensions", node.called)
     w = window(node, weight.shape[2:], x.shape[2:])
     groups, parts = node.get("group", 1), node.get("offset_group", 1)
     batch, channels, height, width = x.shape

@@ -36,7 +36,7 @@ def dropout(node: Node, x: Tensor, ratio: Value | None = None, training: Value |
     """The identity: an explanation is of the network in use. A mask, where one is asked for, is all true."""
     if training is not None and (isinstance(training, Tensor) or bool(training.reshape(-1)[0])):
         raise UnsupportedOperator(
-            f"{node.title} in training mode", node.layer, "Export the network in evaluation mode."
+            f"{node.title} in training mode", node.called, "Export the network in evaluation mode."
         )
     return (x, torch.ones_like(x, dtype=torch.bool)) if any(node.outputs[1:]) else x
 
@@ -52,14 +52,14 @@ def bit_cast(node: Node, x: Tensor) -> Tensor:
     """The same bits as another type, where both are held as they are."""
     kind = dtype(node.get("to"))
     if kind.itemsize != x.dtype.itemsize or node.get("to") in WIDENED:
-        raise UnsupportedOperator(f"{node.title} from or to a type that is held in a wider one", node.layer)
+        raise UnsupportedOperator(f"{node.title} from or to a type that is held in a wider one", node.called)
     return x.view(kind)
 
 
 @operator("Reshape", since=5, static=(1,))
 def reshape(node: Node, x: Tensor, target: Value) -> Tensor:
     """0 keeps the size of the input there, -1 takes what is left."""
-    wanted = ints(target, f"The shape of layer '{node.layer}'")
+    wanted = ints(target, f"The shape of layer '{node.called}'")
     keep = not node.get("allowzero", 0)
     sizes = [x.shape[i] if keep and isinstance(s, int) and s == 0 else s for i, s in enumerate(wanted)]
     return x.reshape(sizes)
@@ -87,7 +87,7 @@ def squeeze(node: Node, x: Tensor, axes: Value | None = None) -> Tensor:
         chosen = [i for i, s in enumerate(x.shape) if isinstance(s, int) and s == 1]
     if any(isinstance(x.shape[a], SymInt) for a in chosen):
         raise BadFile(
-            f"Layer '{node.layer}' drops the batch dimension. "
+            f"Layer '{node.called}' drops the batch dimension. "
             "Export the network with a dynamic batch dimension."
         )
     return x.squeeze(tuple(chosen))
@@ -174,18 +174,18 @@ def _slice(
 
 @operator("Expand", since=8, static=(1,))
 def expand(node: Node, x: Tensor, target: Value) -> Tensor:
-    wanted: list[Any] = ints(target, f"The shape of layer '{node.layer}'")
+    wanted: list[Any] = ints(target, f"The shape of layer '{node.called}'")
     rank = max(len(wanted), x.ndim)
     wanted = [1] * (rank - len(wanted)) + wanted
     have = [1] * (rank - x.ndim) + list(x.shape)
     sizes = [h if isinstance(w, int) and w == 1 else w for w, h in zip(wanted, have, strict=True)]
-    return x.expand(allocation(sizes, node.layer))
+    return x.expand(allocation(sizes, node.called))
 
 
 @operator("Tile", since=6, static=(1,))
 def tile(node: Node, x: Tensor, repeats: Value) -> Tensor:
     times = ints(repeats, "The repeats of Tile")
-    allocation([a * b for a, b in zip(x.shape, times, strict=True)], node.layer)
+    allocation([a * b for a, b in zip(x.shape, times, strict=True)], node.called)
     return x.repeat(times)
 
 
@@ -218,13 +218,13 @@ def _pad(node: Node, x: Tensor, amounts: Sequence[int], value: float) -> Tensor:
     if not pairs:
         return x
     known = [s for s in x.shape if isinstance(s, int)]
-    allocation([*known, *(1 + max(b, 0) + max(e, 0) for b, e in pairs)][-x.ndim :], node.layer)
+    allocation([*known, *(1 + max(b, 0) + max(e, 0) for b, e in pairs)][-x.ndim :], node.called)
     flat = list(itertools.chain.from_iterable(reversed(pairs)))
     mode = node.get("mode", "constant")
     if mode == "constant":
         return F.pad(x, flat, value=value)
     if mode not in _PAD_MODES or len(pairs) > x.ndim - 1:
-        raise UnsupportedOperator(f"{node.title} with mode {mode}", node.layer)
+        raise UnsupportedOperator(f"{node.title} with mode {mode}", node.called)
     # torch pads like this the last 1, 2 or 3 of dimensions with one or two before them.
     rank = x.ndim
     while len(pairs) < rank - 2:

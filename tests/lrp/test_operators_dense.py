@@ -121,7 +121,7 @@ def test_addcmul_is_a_sum_and_a_product(value: float) -> None:
 
     found = explained(function, oracle)
     kept = found.ledger.kept_by() if found.ledger else {}
-    assert float(kept["linear"].abs().max()) > 0.01  # the shift is a bias of the layer behind, on record there
+    assert float(kept["linear"].abs().max()) > 0.01  # the shift is the bias of the layer behind
 
 
 def test_addcdiv_holds_the_divisor() -> None:

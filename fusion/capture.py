@@ -44,8 +44,9 @@ _MAY_ALIAS = {
 
 # What is wrong with networks that return as much as they find, and what to do.
 _COUNTING = (
-    "How much it answers depends on the pixels, as behind the non-maximum suppression of detectors: give it up to its "
-    "raw heads, as a module that returns net.head(list(net.backbone(x).values()))."
+    "What it does depends on the pixels. Leave out an `if` on values (torch.where chooses between two), and give a "
+    "detector, whose non-maximum suppression answers with as many boxes as it finds, up to its raw heads: as a module "
+    "that returns net.head(list(net.backbone(x).values()))."
 )
 
 _ODD_BATCH = 7
@@ -239,10 +240,7 @@ def _first_line(error: Exception) -> str:
 def _lift(program: ExportedProgram, shape: Sequence[int]) -> tuple[fx.Graph, dict[str, Tensor]]:
     """Copy the program's graph, with parameters, buffers and tensor constants as `get_attr` nodes."""
     signature = program.graph_signature
-    if any(
-        spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
-        for spec in signature.output_specs
-    ):
+    if any(spec.kind == OutputKind.BUFFER_MUTATION for spec in signature.output_specs):
         raise CaptureError("The network changes its own buffers while running; export it in evaluation mode.")
     tensors = {**program.state_dict, **program.constants}
     names = {
@@ -265,8 +263,15 @@ def _lift(program: ExportedProgram, shape: Sequence[int]) -> tuple[fx.Graph, dic
             constants[name] = tensors[name].detach().clone()
             new = graph.create_node("get_attr", name)
         elif node.op == "output":
-            returned = names_of(program.call_spec.out_spec, len(node.args[0]))
-            pairs = zip(returned, node.args[0], strict=True)
+            # What is written over the image comes among the outputs of a functional program; it is none.
+            kinds = [spec.kind for spec in signature.output_specs]
+            answers = [
+                n
+                for n, kind in zip(node.args[0], kinds, strict=True)
+                if kind != OutputKind.USER_INPUT_MUTATION
+            ]
+            returned = names_of(program.call_spec.out_spec, len(answers))
+            pairs = zip(returned, answers, strict=True)
             results = {name: mapped[n] for name, n in pairs if isinstance(n, fx.Node)}
             values = tuple(results.values())
             new = graph.output(values[0] if len(values) == 1 else values)
@@ -294,8 +299,9 @@ def _lift(program: ExportedProgram, shape: Sequence[int]) -> tuple[fx.Graph, dic
 
 
 def _without_nesting(module: fx.GraphModule) -> list[Any]:
-    """The nodes of a graph in order, with those of nested graphs that merely run (no_grad blocks, autocast switched
-    off) in the place of the operators that run them. The exported program itself is left as it is."""
+    """The nodes of a graph in order, with those of nested graphs that merely run (no_grad blocks, autocast) in the
+    place of the operators that run them: what autocast would compute in half precision is computed in the network's
+    own. The exported program itself is left as it is."""
     if all(_body(node) is None for node in module.graph.nodes):
         return list(module.graph.nodes)
     flat = fx.Graph()
@@ -316,7 +322,7 @@ def _body(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
     args, name = node.args, getattr(node.target, "__name__", "")
     if name == "wrap_with_set_grad_enabled":  # (enabled, graph, *operands)
         return args[1], args[2:]  # type: ignore[return-value]
-    if name == "wrap_with_autocast" and not args[2]:  # (device, dtype, enabled, cache, graph, *operands)
+    if name == "wrap_with_autocast":  # (device, dtype, enabled, cache, graph, *operands)
         return args[4], args[5:]  # type: ignore[return-value]
     return None
 

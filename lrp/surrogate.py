@@ -297,7 +297,7 @@ def _surrogate_of(
 def is_code(node: fx.Node) -> bool:
     """Whether a node's values are indices or truth values, which are no contributions to anything."""
     dtype = node.meta.get("dtype")
-    return dtype is not None and not dtype.is_floating_point
+    return dtype is not None and not dtype.is_floating_point and not dtype.is_complex
 
 
 def _number(builder: Builder, node: fx.Node) -> fx.Node:

@@ -24,13 +24,14 @@ def __getattr__(name: str) -> Any:
 
 def open(source: Any, *, size: tuple[int, int] | None = None, input: InputSpec | None = None) -> Opened:
     """Opens a network and captures it: a file (ONNX, TorchScript, .pt2), a zoo name ("builtin",
-    "torchvision:resnet50", "timm:convnext_tiny"), an nn.Module or an ExportedProgram.
+    "torchvision:resnet50", "timm:convnext_tiny"), an nn.Module, a ScriptModule or an ExportedProgram.
 
     `size` is (height, width) where the source does not say it; `input` describes the input where the source
     does not, or wrongly. A .pt2 file must come from a source you trust: reading it may run code from it.
     Raises the errors of `fusion.errors` (BadFile, UnsupportedOperator, NonFiniteWeights,
     NothingToExplain, CaptureError, BadInput) and of `models.zoo.loader` (UnknownNetwork, ZooUnavailable).
     """
+    import torch
     from torch import nn
     from torch.export import ExportedProgram
 
@@ -43,6 +44,8 @@ def open(source: Any, *, size: tuple[int, int] | None = None, input: InputSpec |
     wanted = size or (input.size if input is not None else None)
     if wanted is not None:
         InputSpec(size=wanted)  # refuses sizes that no image has, before anything of that size is made
+    if isinstance(source, torch.jit.ScriptModule):
+        return assemble(formats.read_script(source, size=wanted), "torchscript", input)
     if isinstance(source, nn.Module):
         from models.formats import module
 

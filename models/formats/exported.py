@@ -113,7 +113,7 @@ def _runner(program: ExportedProgram, batch: int | None, dtype: torch.dtype) -> 
     inputs = program.graph_signature.user_inputs
 
     def run(x: Tensor) -> Any:
-        leaves = [x.detach().to("cpu", dtype) if isinstance(n, str) else n for n in inputs]
+        leaves = [x.detach().to("cpu", dtype, copy=True) if isinstance(n, str) else n for n in inputs]
         args, kwargs = pytree.tree_unflatten(leaves, structure) if structure is not None else (leaves, {})
         with torch.no_grad():
             return map_tensors(module(*args, **kwargs), lambda t: t.to(x.dtype))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fusion.capture import evaluation_twin
 from fusion.errors import BadInput
+from models import formats
 from models.detectors import is_detector, raw_heads
 from models.formats.portions import any_number
 from models.formats.probing import DEFAULT_SIZE, check_finite, find_example, map_tensors
@@ -34,6 +35,9 @@ def read(module: nn.Module, *, size: tuple[int, int] | None = None, channels: in
         size, spec = size or DEFAULT_SIZE, _normalization(twin, size or DEFAULT_SIZE)
         twin = raw_heads(twin)
     example, last = find_example(twin, size, notes, BadInput, channels)
+    if any(_is_packed(layer) for layer in twin.modules()):
+        script = torch.jit.trace(twin, example, check_trace=False)  # type: ignore[no-untyped-call]
+        return formats.read_script(script, size=(example.shape[2], example.shape[3]))
     embeds = getattr(module, "num_classes", None) == 0  # timm's word for a network without its classifier
     return Source(
         example,
@@ -44,6 +48,12 @@ def read(module: nn.Module, *, size: tuple[int, int] | None = None, channels: in
         embeds=embeds,
         channels_last=last,
     )
+
+
+def _is_packed(layer: nn.Module) -> bool:
+    """Whether a layer of a quantized network holds its weights in a form of torch's own, which no graph shows but that
+    of TorchScript."""
+    return type(layer).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
 
 
 def _normalization(detector: Any, size: tuple[int, int]) -> InputSpec:
@@ -57,7 +67,8 @@ def _runner(twin: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
 
     def run(x: Tensor) -> Any:
         with torch.no_grad():
-            output = twin(x.detach().to(example.device, example.dtype))
+            # A copy: some networks normalize the image in its place.
+            output = twin(x.detach().to(example.device, example.dtype, copy=True))
         return map_tensors(output, lambda t: t.to(x.device, x.dtype))
 
     return run

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion import network
-from fusion.errors import ClearfoldError
+from fusion.errors import BadInput, ClearfoldError
 from models.formats.portions import follows
 
 DEFAULT_SIZE = (224, 224)
@@ -19,7 +19,15 @@ _BATCHES = (2, 1, 4, 8)
 
 
 def check_finite(module: nn.Module) -> None:
-    """Raises NonFiniteWeights naming the parameters and buffers that hold NaN or infinity."""
+    """Raises NonFiniteWeights naming the parameters and buffers that hold NaN or infinity, BadInput where the weights
+    are nowhere (the "meta" device)."""
+    nowhere = [
+        name for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor) and tensor.is_meta
+    ]
+    if nowhere:
+        raise BadInput(
+            f"The network has no weights yet: {nowhere[0]} is on the device 'meta'. Load them first."
+        )
     network.check_finite({**dict(module.named_parameters()), **dict(module.named_buffers())})
 
 

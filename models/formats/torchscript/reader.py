@@ -182,6 +182,6 @@ def _runner(root: Any, dtype: torch.dtype) -> Callable[[Tensor], Any]:
     def run(x: Tensor) -> Any:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return map_tensors(root(x.detach().to("cpu", dtype)), lambda t: t.to(x.dtype))
+            return map_tensors(root(x.detach().to("cpu", dtype, copy=True)), lambda t: t.to(x.dtype))
 
     return run

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import build
+from torch.nn import functional as F
 
 from fusion.errors import BadFile, BadInput, MissingData, NonFiniteWeights, UnsupportedOperator
 from models.formats.onnx import read
 
 Save = Callable[[onnx.ModelProto], Path]
+node = helper.make_node
 IMAGE = ("N", 3, 4, 4)
 RELU = helper.make_node("Relu", ["x"], ["y"])
 
@@ -188,6 +191,57 @@ def test_functions_that_multiply_without_end(save: Save) -> None:
 def test_functions_that_call_themselves(save: Save) -> None:
     with pytest.raises(BadFile, match="calls itself"):
         read(save(call("f", function("f", ["g"]), function("g", ["f"]))))
+
+
+def versioned(nodes: list[onnx.NodeProto], opset: int) -> onnx.ModelProto:
+    """A call of a function of another opset than the network's."""
+    imports = [helper.make_opsetid("", opset)]
+    own = helper.make_function("local", "f", ["a"], ["b"], nodes, imports)
+    calls = [node("f", ["x"], ["z"], domain="local"), node("Relu", ["z"], ["y"])]
+    return build(calls, IMAGE, opset=17, functions=[own], domains=["local"])
+
+
+@pytest.mark.parametrize(
+    ("opset", "nodes", "wanted"),
+    [
+        # Over all axes from the second on, before 13.
+        (12, [node("Softmax", ["a"], ["b"])], lambda x: x.flatten(1).softmax(1).reshape(x.shape)),
+        # Attributes, before 11.
+        (9, [node("Clip", ["a"], ["b"], min=-0.5, max=0.25)], lambda x: x.clamp(-0.5, 0.25)),
+        (10, [node("Pad", ["a"], ["b"], pads=[0, 0, 1, 1, 0, 0, 0, 2])], lambda x: F.pad(x, (1, 2, 1, 0))),
+        (11, [node("ReduceSum", ["a"], ["b"], axes=[1])], lambda x: x.sum(1, keepdim=True)),
+        # Newer than the network itself.
+        (20, [node("Gelu", ["a"], ["b"])], F.gelu),
+        # A function that calls one of yet another version.
+        (
+            12,
+            [node("Softmax", ["a"], ["c"]), node("f13", ["c"], ["b"], domain="local")],
+            lambda x: x.flatten(1).softmax(1).reshape(x.shape).softmax(-1),
+        ),
+    ],
+)
+def test_a_function_of_another_opset_is_read_by_its_own(
+    save: Save, opset: int, nodes: list[onnx.NodeProto], wanted: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    model = versioned(nodes, opset)
+    if nodes[-1].domain:
+        model.functions[0].opset_import.append(helper.make_opsetid("local", 1))
+        softmax, imports = node("Softmax", ["p"], ["q"]), [helper.make_opsetid("", 13)]
+        model.functions.append(helper.make_function("local", "f13", ["p"], ["q"], [softmax], imports))
+    source = read(save(model))
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(source.module(x), wanted(x).relu())
+
+
+@pytest.mark.parametrize("opset", [6, onnx.defs.onnx_opset_version() + 1])
+def test_a_function_of_an_opset_that_is_not_read(save: Save, opset: int) -> None:
+    with pytest.raises(BadFile, match=rf"in its function 'f'\) uses ONNX opset {opset}"):
+        read(save(versioned([node("Relu", ["a"], ["b"])], opset)))
+
+
+def test_a_node_without_a_name_is_called_by_its_operator_and_result(save: Save) -> None:
+    with pytest.raises(UnsupportedOperator, match="in layer 'NonMaxSuppression -> y'"):
+        read(save(build([node("NonMaxSuppression", ["x", "x"], ["y"])], IMAGE)))
 
 
 def test_batch_statistics_are_refused(save: Save) -> None:

@@ -137,6 +137,8 @@ def lend_value(fields: list[Field], random: Random) -> None:
     others = [h[j] for h, j in places(fields) if h[j].wire == field.wire]
     same = [other for other in others if other.kind == field.kind and other.value != field.value]
     chosen = random.choice(same if same and random.random() < 0.8 else others)
+    if isinstance(chosen.value, list) and any(h is holder for h, _ in places(chosen.value)):
+        return  # a message within itself has no end
     holder[i] = Field(field.number, field.wire, chosen.value, field.kind)
 
 

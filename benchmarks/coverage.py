@@ -231,9 +231,10 @@ def markdown(document: Result) -> str:
         "forms, run by the form's own runtime (PyTorch, TorchScript, ONNX Runtime) and opened by Clearfold as users",
         "open it; the figures are the largest difference of both outputs over the output's scale (bold beyond",
         f"{DIFFERENCE_GOAL:g}; 0: bit by bit the same). *module*: the",
-        "`nn.Module`; *traced*, *scripted*: TorchScript, traced with one image; *exported*, *decomposed*: a",
-        "program of `torch.export` in a .pt2 file, and the same in core ATen; *dynamo*, *legacy*: ONNX by",
-        "`torch.onnx.export` with `dynamo=True` and `False`, the batch free; *optimized*: what ONNX Runtime's offline",
+        "`nn.Module`; *traced*, *scripted*: TorchScript, traced with one image; *exported*: a program of",
+        "`torch.export` in a .pt2 file, for one image, as it is by default; *decomposed*: one for any number, in core",
+        "ATen; *dynamo*, *legacy*: ONNX by `torch.onnx.export` with `dynamo=True` (the weights in a file beside, as is",
+        "its default) and `False`, the batch free; *optimized*: what ONNX Runtime's offline",
         "optimizer makes of the one by dynamo (or of the legacy one, where dynamo writes none), every optimization on.",
         "*no file*: the exporter refuses the network; *no answer*: its own runtime does; †: its own runtime takes one",
         "image at a time (Clearfold takes a batch all the same). *beyond, by rounding*: the difference is at most "

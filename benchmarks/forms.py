@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 
 Runtime = Callable[[Tensor], Any]
 Source = nn.Module | Path
@@ -42,29 +42,25 @@ def _script(module: nn.Module, x: Tensor, folder: Path) -> Path:
 
 
 def _export(module: nn.Module, x: Tensor, folder: Path) -> Path:
+    """As torch.export does by default: for the one image that it is given."""
     path = folder / "exported.pt2"
-    torch.export.save(_program(module, x), path)
+    torch.export.save(torch.export.export(module, (x[:1],)), path)
     return path
 
 
 def _decompose(module: nn.Module, x: Tensor, folder: Path) -> Path:
-    """In core ATen, as other tools want programs."""
+    """In core ATen, as other tools want programs; for any number of images."""
     path = folder / "decomposed.pt2"
-    torch.export.save(_program(module, x).run_decompositions(), path)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: Dim.AUTO},))
+    torch.export.save(program.run_decompositions(), path)
     return path
-
-
-def _program(module: nn.Module, x: Tensor) -> ExportedProgram:
-    return torch.export.export(module, (x,), dynamic_shapes=({0: Dim.AUTO},))
 
 
 def _by_dynamo(module: nn.Module, x: Tensor, folder: Path) -> Path:
     path = folder / "dynamo.onnx"
     shapes = ({0: Dim.DYNAMIC},)
-    torch.onnx.export(
-        module, (x,), path, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False
-    )
-    return path
+    torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    return path  # the weights are beside it, in a file of their own, as this exporter leaves them
 
 
 def _by_legacy(module: nn.Module, x: Tensor, folder: Path) -> Path:

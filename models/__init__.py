@@ -23,8 +23,8 @@ def __getattr__(name: str) -> Any:
 
 
 def open(source: Any, *, size: tuple[int, int] | None = None, input: InputSpec | None = None) -> Opened:
-    """Opens a network and captures it: a file (ONNX, TorchScript, .pt2), a zoo name ("builtin",
-    "torchvision:resnet50", "timm:convnext_tiny"), an nn.Module, a ScriptModule or an ExportedProgram.
+    """Opens a network and captures it: a file (ONNX, with its data files in the same folder; TorchScript, .pt2), a zoo
+    name ("builtin", "torchvision:resnet50", "timm:convnext_tiny"), an nn.Module, a ScriptModule or an ExportedProgram.
 
     `size` is (height, width) where the source does not say it; `input` describes the input where the source
     does not, or wrongly. A .pt2 file must come from a source you trust: reading it may run code from it.

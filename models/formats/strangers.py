@@ -145,6 +145,11 @@ _STRANGERS: tuple[_Stranger, ...] = (
     ),
     (lambda it: b"\0" not in it.head, "is a text file, not a network", ACCEPTED),
     # Formats without a signature: only the name tells.
+    (
+        lambda it: it.suffix in (".data", ".onnx_data"),
+        "seems to hold the weights of an ONNX network",
+        "Open or send the .onnx file that names it, together with this one.",
+    ),
     (lambda it: it.suffix in (".mlmodel", ".mlpackage"), "is a Core ML file", _SOURCE),
     (
         lambda it: it.suffix in (".engine", ".plan", ".trt"),

@@ -254,6 +254,7 @@ def test_what_is_no_network_is_named(tmp_path: Path) -> None:
         "weights.safetensors": ((8).to_bytes(8, "little") + b'{"a":{} }', "safetensors"),
         "photo.onnx": (b"\x89PNG\r\n\x1a\n\0\0", "image"),
         "noise.onnx": (bytes(range(255, -1, -1)) * 9, "not a network file"),
+        "net.onnx.data": (bytes(range(255, -1, -1)) * 9, "the .onnx file that names it"),
         "cut.onnx": (onnx[: len(onnx) // 2], "truncated"),
         "cut.pt2": (exported(small(), tmp_path / "good.pt2").read_bytes()[:-100], "truncated"),
     }

@@ -26,7 +26,9 @@ class Batched:
 def follow_batch(
     node: Node, arguments: tuple[Any, ...], values: Mapping[str, Any], free: SymInt, declared: int | None
 ) -> tuple[Any, ...]:
-    """The arguments of a reshape or expand; its constant target, for `declared` samples, made to fit any."""
+    """The arguments of a reshape, expand or resize; its constant target, for `declared` samples, made to fit any."""
+    if declared is not None and node.op == "Resize" and len(arguments) == 4:
+        return *arguments[:3], _resized(node, arguments[3], values.get(node.inputs[0]), free, declared)
     if declared is None or node.op not in ("Reshape", "Expand") or len(arguments) != 2:
         return arguments
     x, target = values.get(node.inputs[0]), getattr(arguments[1], "value", None)
@@ -48,6 +50,21 @@ def follow_batch(
     full, (place, *_) = found
     plain = tuple(size // declared if i == place else size for i, size in enumerate(full))
     return arguments[0], Batched(plain, (place,))
+
+
+def _resized(node: Node, given: Any, x: Any, free: SymInt, declared: int) -> Any:
+    """The sizes that something is resized to."""
+    target = getattr(given, "value", None)
+    shape = coefficients(x, free) if isinstance(x, Tensor) else None
+    if target is None or shape is None:
+        return given
+    sizes, axis = shape
+    axes = [a % len(sizes) for a in node.get("axes") or range(len(sizes))]
+    plain = [int(v) for v in target.reshape(-1).tolist()]
+    if axis not in axes or plain[axes.index(axis)] != sizes[axis] * declared:
+        return given
+    place = axes.index(axis)
+    return Batched(tuple(sizes[axis] if i == place else size for i, size in enumerate(plain)), (place,))
 
 
 def coefficients(x: Tensor, free: SymInt) -> tuple[list[int], int] | None:

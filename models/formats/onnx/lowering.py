@@ -117,7 +117,7 @@ def lowering(*ops: str, domain: str = "", attributes: tuple[str, ...] = ()) -> C
             if unknown:
                 raise write.refused(f"with the attribute '{unknown[0]}'")
             results = function(write, *node.inputs)
-            return None if results is None else _finished(write, results)
+            return None if results is None else finished(write, results)
 
         for op in ops:
             expansion(op, domain)(expand)
@@ -126,7 +126,7 @@ def lowering(*ops: str, domain: str = "", attributes: tuple[str, ...] = ()) -> C
     return register
 
 
-def _finished(write: Writer, results: str | tuple[str, ...]) -> list[Node]:
+def finished(write: Writer, results: str | tuple[str, ...]) -> list[Node]:
     """The written nodes, with the results under the names that the node's outputs have."""
     listed = (results,) if isinstance(results, str) else results
     made = {name for node in write.nodes for name in node.outputs}

@@ -18,6 +18,7 @@ from fusion.errors import BadFile, ClearfoldError
 from models.formats.onnx.batch import Batched, follow_batch
 from models.formats.onnx.expansion import Worklist, expand
 from models.formats.onnx.folding import as_array, explained, fold_one, operator_of
+from models.formats.onnx.parts import by_image
 from models.formats.onnx.patterns import Known
 from models.formats.onnx.registry import Node, Operator, find_arithmetic
 from models.formats.onnx.single import Singles
@@ -138,7 +139,13 @@ class Walk:
             )
         self.maker.update((name, node) for name in node.outputs if name)
         for each in self.singles.on_batch(node) if self.declared == 1 else (node,):
-            self._run(each)
+            for part in self._by_image(each):
+                self._run(part)
+
+    def _by_image(self, node: Node) -> list[Node]:
+        if self.declared is None:
+            return [node]
+        return by_image(node, self.known, self.values, self.free, self.declared)
 
     def _run(self, node: Node) -> None:
         known, values, free, declared = self.known, self.values, self.free, self.declared

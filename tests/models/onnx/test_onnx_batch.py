@@ -186,3 +186,46 @@ def test_an_index_of_many_steps_is_computed_step_by_step(save: Save) -> None:
     weights = {"flat": ints(-1), "zero": np.array(0, dtype=np.int64), "one": np.array(1, dtype=np.int64)}
     source = agrees(save(build(nodes, ("N", 3, 4, 4), weights)))
     assert [name for name, _ in source.module.named_modules() if "gather" in name] == []
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("op", ["Add", "Where"])
+def test_a_mask_with_a_row_for_each_window(save: Save, batch: int, op: str) -> None:
+    """As exporters fold that of shifted windows: [windows, 1, tokens] for one image."""
+    mask = np.tile(weight(4, 1, 16), (batch, 1, 1))
+    masked = {
+        "Add": [helper.make_node("Add", ["w", "mask"], ["m"])],
+        "Where": [
+            helper.make_node("Greater", ["mask", "zero"], ["kept"]),
+            helper.make_node("Where", ["kept", "w", "mask"], ["m"]),
+        ],
+    }
+    nodes = [
+        helper.make_node("Reshape", ["x", "grid"], ["g"]),
+        helper.make_node("Transpose", ["g"], ["t"], perm=[0, 2, 4, 1, 3, 5]),
+        helper.make_node("Reshape", ["t", "windows"], ["w"]),
+        *masked[op],
+        helper.make_node("Softmax", ["m"], ["s"], axis=-1),
+        helper.make_node("Reshape", ["s", "back"], ["y"]),
+    ]
+    weights = {
+        "mask": mask,
+        "zero": np.float32(0),
+        "grid": ints(batch, 3, 2, 4, 2, 4),
+        "windows": ints(-1, 3, 16),
+        "back": ints(batch, 2, 2, 3, 4, 4),
+    }
+    agrees(save(build(nodes, (batch, 3, 8, 8), weights)))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_table_with_a_row_for_each_image(save: Save, batch: int) -> None:
+    position = np.tile(weight(1, 3, 4, 4), (batch, 1, 1, 1))
+    agrees(save(build([helper.make_node("Add", ["x", "p"], ["y"])], (batch, 3, 4, 4), {"p": position})))
+
+
+@pytest.mark.parametrize(("axes", "sizes"), [(None, (1, 3, 8, 6)), ([0, 2, 3], (1, 8, 6)), ([2, 3], (8, 6))])
+def test_a_resize_to_sizes_of_one_image(save: Save, axes: list[int] | None, sizes: tuple[int, ...]) -> None:
+    given = {} if axes is None else {"axes": axes}
+    node = helper.make_node("Resize", ["x", "", "", "to"], ["y"], mode="linear", **given)
+    agrees(save(build([node], (1, 3, 4, 4), {"to": ints(*sizes)}, opset=18)))

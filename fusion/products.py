@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fusion.idle import sizes_of
 from fusion.network import Network
 from fusion.normalize import is_call, rewrite
 
@@ -22,7 +23,7 @@ def recognize_products(network: Network) -> bool:
     shapes, and gives new nodes theirs."""
     found = False
     for node in list(network.graph.nodes):
-        new = _idle(node) or _linear(network, node) or _matmul(network, node) or _biased(network, node)
+        new = _linear(network, node) or _matmul(network, node) or _biased(network, node)
         if new is not None:
             found = True
             if not new.meta.get("layer") and new.op == "call_function":
@@ -34,35 +35,6 @@ def recognize_products(network: Network) -> bool:
     return found
 
 
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two values have one shape, for every batch size."""
-    return a.meta.get("shape") is not None and _sizes(a) == _sizes(b)
-
-
-def _sizes(node: fx.Node) -> list[tuple[int | None, int]]:
-    """Each axis: its size (None where it follows the batch), and its size for two samples."""
-    shape, example = node.meta.get("shape"), node.meta.get("example")
-    return [] if shape is None or example is None else list(zip(shape, example, strict=True))
-
-
-# --- what changes nothing ---------------------------------------------------------------------------------------------
-def _idle(node: fx.Node) -> fx.Node | None:
-    """What a reshape or an expansion to the shape that is there already, or two permutations that cancel, read."""
-    if is_call(node, "reshape", "expand"):
-        source: Any = node.args[0]
-        return source if _same_shape(source, node) else None
-    if is_call(node, "permute") and is_call(node.args[0], "permute"):
-        inner: Any = node.args[0]
-        first, second = (_order(n) for n in (inner, node))
-        return inner.args[0] if [first[i] for i in second] == sorted(first) else None
-    return None
-
-
-def _order(node: fx.Node) -> list[int]:
-    order: Any = node.args[1]
-    return [axis % len(order) for axis in order]
-
-
 # --- linear layers ----------------------------------------------------------------------------------------------------
 def _linear(network: Network, node: fx.Node) -> fx.Node | None:
     """reshape(linear(reshape(x))) with all axes but the last folded together is linear(x)."""
@@ -71,7 +43,7 @@ def _linear(network: Network, node: fx.Node) -> fx.Node | None:
         return None
     source: Any = layer.args[0].args[0]
     weight = network.constant(layer.args[1])
-    before, after = _sizes(source), _sizes(node)
+    before, after = sizes_of(source), sizes_of(node)
     if weight is None or len(before) < 2 or before[:-1] != after[:-1]:
         return None
     if before[-1][1] != weight.shape[1] or after[-1][1] != weight.shape[0]:
@@ -99,15 +71,15 @@ def _matmul(network: Network, node: fx.Node) -> fx.Node | None:
     product: Any = node.args[0] if is_call(node, "reshape") else None
     if not is_call(product, "bmm") or len(product.users) != 1:
         return None
-    answer = _sizes(node)
+    answer = sizes_of(node)
     factors = []
     for factor in product.args[:2]:
         source = factor.args[0] if is_call(factor, "reshape") else None
-        sizes = [] if source is None else _sizes(source)
-        if len(sizes) < 3 or sizes[:-2] != answer[:-2] or sizes[-2:] != _sizes(factor)[-2:]:
+        sizes = [] if source is None else sizes_of(source)
+        if len(sizes) < 3 or sizes[:-2] != answer[:-2] or sizes[-2:] != sizes_of(factor)[-2:]:
             return None
         factors.append(source)
-    if _sizes(product)[-2:] != answer[-2:]:
+    if sizes_of(product)[-2:] != answer[-2:]:
         return None
     a, b = _unrepeated(factors, [size for _, size in answer[:-2]])
     matrix = network.constant(b)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fusion.activations import recognize_activations
 from fusion.attention import recognize_attention
 from fusion.distances import recognize_distances
+from fusion.idle import drop_idle
 from fusion.instance_norm import recognize_instance_norms
 from fusion.lengths import recognize_lengths
 from fusion.moves import recognize_moves
@@ -14,6 +15,7 @@ from fusion.recognize import recognize
 
 # These give what they write its shape.
 _SHAPED = (
+    drop_idle,
     recognize_products,
     recognize_attention,
     recognize_moves,

@@ -164,23 +164,10 @@ def recognize(network: Network) -> bool:
     """
     found = False
     for node in list(network.graph.nodes):
-        found |= _idle_cast(node) or _standardization(network, node)
+        found |= _standardization(network, node)
     if found:
         network.graph.eliminate_dead_code()
     return found
-
-
-def _idle_cast(node: fx.Node) -> bool:
-    """A cast to the type that its source has (networks compute statistics in float32, whatever they are given)."""
-    source = node.args[0] if is_call(node, *_CASTING) else None
-    if (
-        not isinstance(source, fx.Node)
-        or source.meta.get("dtype") != node.meta["dtype"]
-        or "device" in node.kwargs
-    ):
-        return False
-    node.replace_all_uses_with(source)
-    return True
 
 
 def _standardization(network: Network, node: fx.Node) -> bool:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fusion.errors import BadFile
-from models.formats.onnx import activations  # noqa: F401  (registers its patterns)
 from models.formats.onnx.cut import Cut, find_cut, picked_from
 from models.formats.onnx.file import OnnxFile
 from models.formats.onnx.folding import first_weight, fold

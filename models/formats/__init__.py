@@ -71,6 +71,7 @@ def _read_onnx(path: Path, *, size: tuple[int, int] | None = None) -> Source:
         metadata=found.metadata,
         names=found.output_names,
         kinds=found.kinds,
+        labels=found.labels,
         channels_last=found.channels_last,
         pixels=found.pixels,
     )

@@ -19,6 +19,7 @@ from models.formats.onnx.inputs import alone, asked
 from models.formats.onnx.module import OnnxModule
 from models.formats.onnx.plan import Plan, make
 from models.formats.onnx.runtime import Runtime
+from models.formats.onnx.tables import take_tables
 from models.formats.onnx.whole import open_whole
 
 __all__ = ["OnnxSource", "read"]
@@ -42,6 +43,7 @@ class OnnxSource:
     channels_last: bool = False
     pixels: bool = False
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
 
 
 def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
@@ -53,6 +55,7 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
     """
     name = Path(path).name
     proto, stored = open_whole(Path(path))
+    classes = take_tables(proto)
     file = flatten(proto, name)
     del proto  # neither the bytes nor the decoded file stay: large networks would be held several times over
     if not file.outputs:
@@ -69,7 +72,12 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
         module=OnnxModule(plan),
         example=torch.zeros(2, *image.sample),
         original=Runtime(
-            stored, image.name, plan.outputs, image.batch, plan.bare, inner=plan.cut is not None
+            stored,
+            image.name,
+            plan.outputs,
+            image.batch,
+            plan.bare,
+            inner=plan.cut is not None or classes is not None,
         ),
         output_names=plan.outputs,
         notes=(*_notes(file, image.batch, plan), *set_aside),
@@ -77,6 +85,7 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
         channels_last=image.channels_last,
         pixels=image.pixels,
         kinds=plan.cut.kinds if plan.cut is not None else {},
+        labels=classes or None,
     )
 
 

@@ -11,13 +11,19 @@ from models.scan.graphs import reads
 
 
 def excerpt(data: bytes, outputs: Collection[str]) -> bytes:
-    """The file with these values of its graph as its outputs, in this order, without the nodes that they do not need.
+    """The file with these values of its graph as its outputs, in this order, without what they do not need.
 
     So what runs the file need not know the operators behind them. The weights are held once more meanwhile.
     """
     proto = onnx.ModelProto()
     proto.ParseFromString(data)
-    graph = proto.graph
+    keep(proto.graph, outputs)
+    stored: bytes = proto.SerializeToString()
+    return stored
+
+
+def keep(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
+    """The same of a decoded graph, in place."""
     needed, unneeded = set(outputs), []
     for i in reversed(_order(graph)):
         node = graph.node[i]
@@ -27,10 +33,11 @@ def excerpt(data: bytes, outputs: Collection[str]) -> bytes:
             unneeded.append(i)
     for i in sorted(unneeded, reverse=True):
         del graph.node[i]
+    for i in reversed(range(len(graph.initializer))):
+        if graph.initializer[i].name not in needed:
+            del graph.initializer[i]
     del graph.output[:]
     graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
-    stored: bytes = proto.SerializeToString()
-    return stored
 
 
 def _order(graph: onnx.GraphProto) -> list[int]:

@@ -31,7 +31,8 @@ def recognize_attention(network: Network) -> bool:
 def _attention(network: Network, node: fx.Node) -> bool:
     weights, value = node.args[:2]
     softmax: Any = _unguarded(weights)
-    if softmax is None or len(node.meta["shape"]) != 4 or int(softmax.args[1]) not in (-1, 3):
+    rank = len(node.meta["shape"])
+    if softmax is None or int(softmax.args[1]) not in (-1, rank - 1):
         return False
     scores: Any = softmax.args[0]
     mask = None
@@ -84,8 +85,10 @@ def _scaled(node: Any) -> tuple[fx.Node, float] | None:
 
 def _swapped(network: Network, node: Any) -> Any:
     """A value with its last two axes swapped: what such a swap read, or a new one."""
-    if is_call(node, "permute") and list(node.args[1]) == [0, 1, 3, 2]:
-        return node.args[0]
+    if is_call(node, "permute"):
+        order = list(node.args[1])
+        if order == [*range(len(order) - 2), len(order) - 1, len(order) - 2]:
+            return node.args[0]
     new = network.graph.call_function(aten.transpose.int, (node, -1, -2))
     for name in ("shape", "example"):
         sizes = list(node.meta[name])

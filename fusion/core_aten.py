@@ -102,7 +102,7 @@ def _attention(network: Network, node: fx.Node) -> None:
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 @rewrite("clamp")
 def _clamp(network: Network, node: fx.Node) -> fx.Node | None:
-    """Bounds that stand in two nodes are one pair; a single one has an operator of its own."""
+    """Bounds that stand in two nodes are one pair."""
     if node.target is not aten.clamp.default:
         return None
     source, low, high = node.args[0], argument(node, "min"), argument(node, "max")
@@ -111,7 +111,15 @@ def _clamp(network: Network, node: fx.Node) -> fx.Node | None:
         return emit(network, node, aten.clamp.default, source.args[0], source.args[1], high)  # type: ignore[union-attr]
     if high is None:
         return emit(network, node, aten.clamp_min.default, source, low)
-    return None if low is not None else emit(network, node, aten.clamp_max.default, source, high)
+    return None
+
+
+@rewrite("clamp_max")
+def _clamp_max(network: Network, node: fx.Node) -> fx.Node | None:
+    """An upper bound alone is a pair without the lower one."""
+    if node.target is not aten.clamp_max.default:
+        return None
+    return emit(network, node, aten.clamp.default, node.args[0], None, node.args[1])
 
 
 @rewrite("sub")

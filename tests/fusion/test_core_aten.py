@@ -81,6 +81,13 @@ class Moved(nn.Module):
         return self.inner(x.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
 
 
+class Bounded(nn.Module):
+    """An activation that is cut off above."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp_max(0.4)
+
+
 class Scaled(nn.Module):
     """A scale and a shift per channel, as global response normalization has them."""
 
@@ -102,6 +109,7 @@ ACTIVATIONS: dict[str, Function] = {
     "hardshrink of another width": lambda x: F.hardshrink(x, 0.1),
     "threshold": lambda x: F.threshold(x, 0.2, -0.7),
     "clamped from below": lambda x: x.clamp_min(0.2),
+    "clamped from above, in the layer behind": nn.Sequential(nn.BatchNorm2d(6), Bounded(), nn.Conv2d(6, 4, 3)),
     "clamped from above": lambda x: x.clamp_max(0.2),
     "one less": lambda x: 1 - x.sigmoid(),
 }  # fmt: skip
@@ -131,6 +139,7 @@ LAYERS: dict[str, Function] = {
     "attention with a mask": Tokens(Attention(torch.linspace(-1, 1, 81).reshape(9, 9))),
     "attention with a closed mask": Tokens(Attention(torch.ones(9, 9).tril(-1) > 0)),
     "attention of another scale": Tokens(Attention(scale=0.3)),
+    "attention of one head": lambda x: F.scaled_dot_product_attention(x[:, 0], x[:, 1], x[:, 2]),
     "attention of torch's": Tokens(MultiHead()),
     "unit vectors": lambda x: F.normalize(x, dim=1),
     "lengths": lambda x: torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True) * x,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,10 @@ from torch import Tensor
 from fusion.errors import BadFile
 from models.formats.onnx.excerpt import excerpt
 from models.formats.onnx.inputs import KINDS, neutral
+
+# What ONNX Runtime says of an opset that it does not know yet, and what it says before anything else.
+_NEWEST = re.compile(r"official support for domain ai\.onnx is till opset (\d+)")
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .{1,300}? failed: ?)?")
 
 
 @dataclass(frozen=True)
@@ -94,4 +99,11 @@ def _refused(what: str, error: Exception) -> Exception:
     said = next(iter(str(error).splitlines()), type(error).__name__)
     if "alloc" in said:  # it has no class for that
         return MemoryError(said)
+    newest = _NEWEST.search(said)
+    if newest is not None:
+        return BadFile(
+            f"The installed ONNX Runtime runs ONNX opsets up to {newest[1]}, and the file uses a newer one. "
+            f"Export it with opset {newest[1]} or an older one."
+        )
+    said = _PREFIX.sub("", said)
     return BadFile(f"ONNX Runtime {what} the file: {said[:500].rstrip('.')}. Export it again.")

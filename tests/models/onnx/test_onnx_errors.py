@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -249,3 +250,23 @@ def test_batch_statistics_are_refused(save: Save) -> None:
     node = helper.make_node("BatchNormalization", ["x", *weights], ["y", "m2", "v2"], training_mode=1)
     with pytest.raises(UnsupportedOperator, match="evaluation mode"):
         read(save(build([node], IMAGE, weights)))
+
+
+def test_an_opset_that_the_runtime_does_not_know_yet(save: Save) -> None:
+    model = build([RELU], IMAGE, opset=onnx.defs.onnx_opset_version())
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString())
+        pytest.skip("the runtime knows all opsets")
+    except Exception:
+        source = read(save(model))
+    with pytest.raises(BadFile, match=r"runs ONNX opsets up to \d+, and the file uses a newer one"):
+        source.original(source.example)
+
+
+def test_what_the_runtime_says_of_a_file_comes_without_its_own_places(save: Save) -> None:
+    """A cast whose result is declared to be of another type, as some converters to float16 leave it."""
+    model = build([helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)], IMAGE)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    source = read(save(model))
+    with pytest.raises(BadFile, match=r"ONNX Runtime does not accept the file: Type Error"):
+        source.original(source.example)

@@ -26,11 +26,12 @@ def by_image(
     node: Node, known: dict[str, Known], values: Mapping[str, Any], free: SymInt, declared: int
 ) -> list[Node]:
     """The nodes in place of one: itself, but where its first axis holds the `declared` images' parts, and a constant
-    has a row for each of them. Where the constant is not the same for all these images, nothing is changed.
+    has a row for each of them (as class tokens have that are put beside the images' own). Where the constant is not
+    the same for all these images, nothing is changed.
 
     Images are taken to be the outer part of the axis, as everywhere but in tables [rows, features], which are let be.
     """
-    if node.domain or node.op not in _BY_ENTRY:
+    if node.domain or node.op not in (*_BY_ENTRY, "Concat"):
         return [node]
     tensors = {name: values[name] for name in node.inputs if isinstance(values.get(name), Tensor)}
     shapes = {name: coefficients(x, free) for name, x in tensors.items()}
@@ -46,6 +47,8 @@ def by_image(
     }
     if not alike or not rows or parts * declared == 1:
         return [node]
+    if node.op == "Concat" and (parts > 1 or node.get("axis", 0) % rank == 0):
+        return [node]  # one row is repeated for the images, several are not
     write = Writer(node, known, lambda name: known[name].tensor if name in known else values.get(name))
     inputs = []
     for name in node.inputs:

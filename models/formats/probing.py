@@ -15,7 +15,7 @@ from models.formats.portions import follows
 
 DEFAULT_SIZE = (224, 224)
 MAX_CHANNELS = 64
-_BATCHES = (2, 1, 4, 8)
+_BATCHES = (2, 1, 3, 4, 8, 16)
 
 
 def check_finite(module: nn.Module) -> None:

@@ -127,8 +127,8 @@ class TestUpload:
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/bad-input")
         assert "mean has 2 values for 3 channels" in answer.json()["detail"]
 
-    def test_a_form_is_no_file(self, api: TestClient, onnx_file: Path) -> None:
-        answer = api.post("/v1/models", files={"file": onnx_file.read_bytes()})
+    def test_a_form_without_files_is_no_file(self, api: TestClient) -> None:
+        answer = api.post("/v1/models", data={"file": "net.onnx"})
         assert answer.status_code == 415
         assert "application/octet-stream" in answer.json()["detail"]
 

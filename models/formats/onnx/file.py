@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,13 +15,20 @@ import torch
 from onnx_ir.passes.common import InlinePass
 from torch import Tensor
 
-from fusion.errors import BadFile, ClearfoldError, NonFiniteWeights
+from fusion.errors import BadFile, ClearfoldError, NonFiniteWeights, UnsupportedOperator
 from fusion.network import is_finite
 from models.formats.onnx.registry import Body, Node
 from models.formats.onnx.values import widened
 from models.scan.functions import STANDARD
 from models.scan.onnx import decode
 from models.scan.signatures import lacks
+
+# Numbers of so few bits that torch does not compute with them, and what holds all of them.
+_NARROW: Mapping[ir.DataType, Any] = {
+    kind: np.float32 if kind.name.startswith("FLOAT") else np.uint8 if kind.name.startswith("U") else np.int8
+    for kind in ir.DataType
+    if re.fullmatch(r"U?INT[24]|FLOAT[468]E\w+", kind.name)
+}
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -159,7 +167,10 @@ def _tensor(tensor: ir.TensorProtocol, key: str, name: str, kinds: set[str]) -> 
     """A file's tensor, with floats in float32; `kinds` gathers the other float types met."""
     try:
         array = np.asarray(tensor.numpy())
-        if tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
+        if tensor.dtype in _NARROW:
+            kinds.add(tensor.dtype.name.lower())
+            array = array.astype(_NARROW[tensor.dtype])
+        elif tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
             kinds.add(tensor.dtype.name.lower().replace("double", "float64"))
             array = array.astype(np.float32)
         return widened(torch.from_numpy(np.array(array)))
@@ -195,6 +206,13 @@ def _node(node: ir.Node, opset: int, name: str, kinds: set[str]) -> Node:
         raise BadFile(
             f"{name} is not a readable ONNX file: the node '{node.name}' ({node.op_type}) lacks its input "
             f"{missing}. Export it again."
+        )
+    zero = node.inputs[2] if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
+    if zero is not None and zero.dtype is not None and zero.dtype in _NARROW:
+        raise UnsupportedOperator(
+            f"{node.op_type} to {zero.dtype.name.lower()}",
+            node.name or inputs[0],
+            "Weights may be of so few bits, what is computed from an image may not: leave its activations as they are.",
         )
     bodies = [value for value in attributes.values() if isinstance(value, Body)]
     captures = dict.fromkeys(capture for body in bodies for capture in body.captures)

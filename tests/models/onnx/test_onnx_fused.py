@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import helper
-from onnx_files import agrees, array, classifier, explained, ints
+from onnx_files import agrees, array, classifier, explained, ints, relative
 from torch.nn import functional as F
 
 from fusion import capture
@@ -210,10 +210,75 @@ def test_attention_with_everything_in_one_tensor() -> None:
     torch.testing.assert_close(got, want)
 
 
-def test_attention_with_a_mask_is_refused(save: Save) -> None:
-    node = fused("Attention", ["t", "w", "b", "mask"], ["u"], **HEADS)
-    weights = {"w": array(4, 24), "b": array(24), "mask": np.ones((1, 64), dtype=np.int32)}
-    with pytest.raises(UnsupportedOperator, match=r"com\.microsoft::Attention .* with a mask"):
+def test_attention_with_keys_and_values_in_one_tensor() -> None:
+    query, packed = torch.from_numpy(array(2, 5, 8)), torch.from_numpy(array(2, 7, 2, 2, 4, seed=1))
+    got = by_itself(fused("MultiHeadAttention", ["q", "kv"], ["y"], **HEADS), {"q": query, "kv": packed})
+    key, value = packed.permute(3, 0, 2, 1, 4)
+    want = F.scaled_dot_product_attention(query.reshape(2, 5, 2, 4).transpose(1, 2), key, value)
+    torch.testing.assert_close(got, want.transpose(1, 2).flatten(2))
+
+
+def some_keys(*shape: int) -> np.ndarray[Any, Any]:
+    """A mask with zeros, and at least one key to be seen."""
+    mask = np.random.default_rng(0).integers(0, 2, shape).astype(np.int32)
+    mask[..., 0] = 1
+    return mask
+
+
+MASKS = {
+    "which keys": some_keys(1, 64),
+    "which keys of each query": some_keys(1, 64, 64),
+    "how many keys": np.array([50], np.int32),
+}
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("mask", [*MASKS, "from where to where"])
+def test_attention_with_a_mask(save: Save, mask: str, causal: int) -> None:
+    masks = {**MASKS, "from where to where": np.array([50, 3 - 3 * causal], np.int32)}
+    node = fused("Attention", ["t", "w", "b", "mask"], ["u"], unidirectional=causal, **HEADS)
+    weights = {"w": array(4, 24), "b": array(24, seed=3), "mask": masks[mask]}
+    path = save(tokens([node], weights))
+    explained(read(path))
+    assert_one_by_one(path)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_of_its_own_projections_with_a_mask(save: Save, bias: bool) -> None:
+    inputs = ["q", "k", "v", "", "mask", *(["place"] if bias else [])]
+    nodes = [
+        *(helper.make_node("MatMul", ["t", f"w{k}"], [k]) for k in "qkv"),
+        fused("MultiHeadAttention", inputs, ["u"], mask_filter_value=-1000.0, **HEADS),
+    ]
+    weights: dict[str, Any] = {f"w{k}": array(4, 8, seed=i) for i, k in enumerate("qkv", start=3)}
+    weights |= {"mask": some_keys(1, 64), "place": array(1, 2, 64, 64, seed=8)}
+    assert_one_by_one(save(tokens(nodes, weights)))
+
+
+def assert_one_by_one(path: Path) -> None:
+    """Against ONNX Runtime image by image: it takes a mask for one image with one image only."""
+    source = read(path)
+    x = torch.randn(3, *source.example.shape[1:], generator=torch.Generator().manual_seed(0))
+    want = torch.cat([source.original(image[None]) for image in x])
+    assert relative(source.module(x), want) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes", "words"),
+    [
+        (["t", "w", "b", "", "past"], {}, "with a past"),
+        (["t", "w", "b"], {"do_rotary": 1}, "rotary positions"),
+        (["t", "w", "b", "wide"], {}, "with a mask of 4 dimensions"),
+        (["t", "w", "b", "three"], {}, "with a mask of 3 numbers"),
+    ],
+)
+def test_what_language_models_do_with_attention_is_refused(
+    save: Save, inputs: list[str], attributes: dict[str, Any], words: str
+) -> None:
+    node = fused("Attention", inputs, ["u"], **HEADS, **attributes)
+    weights = {"w": array(4, 24), "b": array(24), "past": array(2, 1, 2, 3, 4)}
+    weights |= {"wide": np.ones((1, 1, 64, 64), np.int32), "three": np.ones(3, np.int32)}
+    with pytest.raises(UnsupportedOperator, match=rf"com\.microsoft::Attention .* {words}"):
         read(save(tokens([node], weights)))
 
 

@@ -1,5 +1,5 @@
 """All lowerings: importing this package registers them."""
 
-from models.formats.onnx.lowerings import blocked, fused, quantized
+from models.formats.onnx.lowerings import attention, blocked, fused, quantized
 
-__all__ = ["blocked", "fused", "quantized"]
+__all__ = ["attention", "blocked", "fused", "quantized"]

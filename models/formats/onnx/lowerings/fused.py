@@ -5,8 +5,6 @@ Facts: ONNX Runtime's schemas of its contributed operators.
 
 from __future__ import annotations
 
-import torch
-
 from models.formats.onnx.lowering import MICROSOFT, Writer, channels_first, channels_last, lowering
 
 _WINDOW = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
@@ -168,94 +166,6 @@ def skip_group_norm(
 ) -> tuple[str, str]:
     total = _residual(write, x, skip, bias)
     return group_norm(write, total, gamma, beta), total  # type: ignore[return-value]
-
-
-_MASKS = ("mask_filter_value",)
-
-
-@lowering(
-    "Attention",
-    domain=MICROSOFT,
-    attributes=(*_MASKS, "num_heads", "qkv_hidden_sizes", "scale", "unidirectional", "do_rotary"),
-)
-def attention(
-    write: Writer,
-    x: str,
-    w: str,
-    b: str = "",
-    mask: str = "",
-    past: str = "",
-    bias: str = "",
-    length: str = "",
-) -> tuple[str, ...]:
-    """Queries, keys and values by one matrix, then attention; `bias` is added to the weights' logits."""
-    if mask or past or length or write.get("do_rotary", 0):
-        raise write.refused("with a mask, a past or rotary positions")
-    y = write("MatMul", x, w)
-    y = write("Add", y, b) if b else y
-    sizes = list(write.get("qkv_hidden_sizes") or [write.weight(w).shape[1] // 3] * 3)
-    query, key, value = write.several("Split", y, write.constant(sizes, torch.int64), count=3, axis=-1)
-    return (_attended(write, query, key, value, bias),)
-
-
-@lowering(
-    "QAttention", domain=MICROSOFT, attributes=(*_MASKS, "num_heads", "scale", "unidirectional", "do_rotary")
-)
-def quantized_attention(
-    write: Writer,
-    x: str,
-    w: str,
-    b: str,
-    xs: str,
-    ws: str,
-    mask: str = "",
-    xz: str = "",
-    wz: str = "",
-    past: str = "",
-) -> tuple[str, ...]:
-    settings = write.given("num_heads", "scale", "unidirectional", "do_rotary")
-    floats = (write("DequantizeLinear", x, xs, xz), write("DequantizeLinear", w, ws, wz, axis=1))
-    return (write("Attention", *floats, b, mask, past, domain=MICROSOFT, **settings),)
-
-
-@lowering(
-    "MultiHeadAttention", domain=MICROSOFT, attributes=(*_MASKS, "num_heads", "scale", "unidirectional")
-)
-def multi_head_attention(
-    write: Writer, query: str, key: str = "", value: str = "", b: str = "", *rest: str
-) -> tuple[str, ...] | None:
-    """Queries [N, L, heads * E] with keys and values in the same layout, or all three in one [N, L, heads, 3, E]; a
-    bias of all three is added first. Further inputs: a mask, a bias of the logits, a past."""
-    mask, bias, *past = (*rest, "", "")
-    if mask or any(past):
-        raise write.refused("with a mask or a past")
-    ranks = [write.rank(name) for name in (query, key) if name]
-    if None in ranks:
-        return None
-    if not key:
-        packed = write("Transpose", query, perm=(3, 0, 1, 2, 4))
-        split = write.several("Split", packed, count=3, axis=0, num_outputs=3)
-        flat = write.constant([0, 0, -1], torch.int64)
-        zero = write.constant([0], torch.int64)
-        query, key, value = (write("Reshape", write("Squeeze", part, zero), flat) for part in split)
-    elif ranks != [3, 3] or not value:
-        raise write.refused("with keys of another layout")
-    if b:
-        size = write.weight(b).shape[0] // 3
-        if write.look(query) is not None:
-            size = int(write.look(query).shape[2])
-        sizes = write.constant([size, size, write.weight(b).shape[0] - 2 * size], torch.int64)
-        parts = write.several("Split", b, sizes, count=3, axis=0)
-        query, key, value = (write("Add", t, p) for t, p in zip((query, key, value), parts, strict=True))
-    return (_attended(write, query, key, value, bias),)
-
-
-def _attended(write: Writer, query: str, key: str, value: str, bias: str) -> str:
-    heads = write.get("num_heads")
-    return write(
-        "Attention", query, key, value, bias,
-        q_num_heads=heads, kv_num_heads=heads, scale=write.get("scale"), is_causal=write.get("unidirectional", 0),
-    )  # fmt: skip
 
 
 @lowering("GridSample", domain=MICROSOFT, attributes=("align_corners", "mode", "padding_mode"))

@@ -6,6 +6,9 @@ dequantizing that meet. After a tensor come its scale and its zero point.
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from models.formats.onnx.lowering import MICROSOFT, Writer, channels_first, channels_last, lowering
 
 _WINDOW = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
@@ -140,6 +143,37 @@ def dynamic_matmul(write: Writer, a: str, b: str, sb: str, zb: str = "", bias: s
     """What is quantized by its own range is taken as it is."""
     y = write("MatMul", a, _in(write, b, sb, zb, -1))
     return write("Add", y, bias) if bias else y
+
+
+@lowering("MatMulNBits", domain=MICROSOFT, attributes=("K", "N", "accuracy_level", "bits", "block_size"))
+def matmul_of_few_bits(
+    write: Writer, x: str, w: str, scales: str, zeros: str = "", groups: str = "", bias: str = ""
+) -> str:
+    """A product with weights [N, K] in blocks along K, several to a byte, the first in its lowest bits. Without zero
+    points the middle of the range is zero."""
+    rows, columns, bits, size = (write.get(name) for name in ("N", "K", "bits", "block_size"))
+    if bits not in (2, 4, 8) or groups:
+        raise write.refused(f"with {bits} bits" if not groups else "with an order of its columns")
+    blocks = -(-columns // size)
+    steps = _unpacked(write.weight(w), bits).reshape(rows, blocks, -1)[:, :, :size]
+    middle = torch.full((rows, blocks), 2.0 ** (bits - 1))
+    if zeros:
+        given = write.weight(zeros)
+        apart = (
+            given.reshape(rows, -1) if given.is_floating_point() else _unpacked(given.reshape(rows, -1), bits)
+        )
+        middle = apart[:, :blocks]
+    weight = (steps - middle.unsqueeze(2)) * write.weight(scales).reshape(rows, blocks, 1)
+    weight = weight.reshape(rows, -1)[:, :columns].t().contiguous()
+    y = write("MatMul", x, write.constant(weight, name=write.known[w].name))
+    return write("Add", y, bias) if bias else y
+
+
+def _unpacked(packed: Tensor, bits: int) -> Tensor:
+    """The numbers in bytes, along the last axis, as floats."""
+    shifts = torch.arange(0, 8, bits)
+    parts: Tensor = (packed.to(torch.int32).unsqueeze(-1) >> shifts) & (2**bits - 1)
+    return parts.flatten(-2).to(torch.float32)
 
 
 @lowering("QuantizeLinear", "DequantizeLinear", domain=MICROSOFT, attributes=("axis",))

@@ -35,6 +35,8 @@ def quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
 @operator("DequantizeLinear", since=10)
 def dequantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     _constant(node, x)
+    if x.is_floating_point():  # of eight bits or fewer
+        return x * along(node, scale, x)
     exact = x.to(torch.int32)
     centred = exact if zero is None else exact - along(node, zero, x).to(torch.int32)
     return centred.to(torch.float32) * along(node, scale, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,32 @@ def roi_align(node: Node, x: Tensor, rois: Value, batch: Tensor) -> Tensor:
         weights.append(_averaging(start[:, i], size[:, i], bins[i], counts, x.shape[3 - i]))
     across, down = weights
     return torch.matmul(torch.matmul(down.unsqueeze(1), x[batch]), across.transpose(1, 2).unsqueeze(1))
+
+
+@operator("MaxRoiPool")
+def max_roi_pool(node: Node, x: Tensor, rois: Tensor) -> Tensor:
+    """Each region [K, (sample, x, y, x, y)], rounded to pixels, in bins [K, C, height, width] that share their borders:
+    the largest of each, 0 of an empty one."""
+    height, width = node.get("pooled_shape")
+    allocation([rois.shape[0], x.shape[1], height * width, x.shape[3]], node.called)
+    corners = torch.floor(rois[:, 1:] * node.get("spatial_scale", 1.0) + 0.5)
+    across = _covered(corners[:, 0], corners[:, 2], width, x.shape[3])
+    down = _covered(corners[:, 1], corners[:, 3], height, x.shape[2])
+    least = torch.full((), -math.inf, dtype=x.dtype, device=x.device)
+    y = x[rois[:, 0].to(torch.int64)]
+    y = torch.where(across[:, None, None], y.unsqueeze(3), least).amax(4)
+    y = torch.where(down[:, None, :, :, None], y.unsqueeze(2), least).amax(3)
+    return torch.where(torch.isinf(y), torch.zeros_like(y), y)
+
+
+def _covered(start: Tensor, end: Tensor, bins: int, size: Any) -> Tensor:
+    """Which of so many pixels each bin of each region covers, [K, bins, size]."""
+    each = (end - start + 1).clamp_min(1).unsqueeze(1) / bins
+    number = torch.arange(bins, device=start.device)
+    first = (torch.floor(number * each) + start.unsqueeze(1)).unsqueeze(2)
+    last = (torch.ceil((number + 1) * each) + start.unsqueeze(1)).unsqueeze(2)
+    pixel = torch.arange(size, device=start.device)
+    return torch.logical_and(pixel >= first, pixel < last)
 
 
 def _places(start: Tensor, size: Tensor, bins: int, points: int) -> Tensor:

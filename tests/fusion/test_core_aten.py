@@ -149,6 +149,7 @@ LAYERS: dict[str, Function] = {
     "nearest": lambda x: F.interpolate(x, size=(17, 9), mode="nearest-exact"),
     "pixel shuffle": lambda x: F.pixel_shuffle(x[:, :4], 2),
     "patches": lambda x: F.unfold(x, 3),
+    "patches put together": lambda x: F.fold(F.unfold(x, 3) ** 2, (SIZE, SIZE), 3),
     "log-softmax": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.LogSoftmax(1)),
 }
 

@@ -1,4 +1,4 @@
-"""One network, four formats, one heatmap: module, TorchScript, ONNX and torch.export give the same relevance."""
+"""One network, any format, one heatmap: module, TorchScript, ONNX and torch.export give the same relevance."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
 
 def written(module: nn.Module, x: Tensor, folder: Path, onnx: bool) -> dict[str, Path]:
     """The module in the files of each format."""
-    paths = {"torchscript": folder / "net.pt", "export": folder / "net.pt2"}
+    paths = {
+        "torchscript": folder / "net.pt",
+        "export": folder / "net.pt2",
+        "core ATen": folder / "core.pt2",
+    }
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.jit.trace(module, x).save(str(paths["torchscript"]))
         program = torch.export.export(module, (x,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
         torch.export.save(program, paths["export"])
+        torch.export.save(program.run_decompositions(), paths["core ATen"])
         if onnx:
             paths["onnx"] = folder / "net.onnx"
             with contextlib.redirect_stdout(io.StringIO()):

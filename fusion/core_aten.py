@@ -26,6 +26,10 @@ def _results(node: fx.Node) -> Iterable[tuple[int, fx.Node]]:
     return [(user.args[1], user) for user in readers]  # type: ignore[misc]
 
 
+def _given(node: fx.Node, *names: str) -> tuple[Any, ...]:
+    return tuple(argument(node, name) for name in names)
+
+
 def _first(network: Network, node: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Let another operator give the first result, where no other one is read."""
     results = _results(node)
@@ -41,23 +45,21 @@ def _first(network: Network, node: fx.Node, target: Callable[..., Any], *args: A
 # --- normalizations: the second and third results are statistics ------------------------------------------------------
 @rewrite("native_layer_norm")
 def _layer_norm(network: Network, node: fx.Node) -> None:
-    x, shape, weight, bias, eps = node.args
-    _first(network, node, aten.layer_norm.default, x, shape, weight, bias, eps)
+    given = _given(node, "input", "normalized_shape", "weight", "bias", "eps")
+    _first(network, node, aten.layer_norm.default, *given)
 
 
 @rewrite("native_group_norm")
 def _group_norm(network: Network, node: fx.Node) -> None:
-    x, weight, bias, _, _, _, groups, eps = node.args
-    _first(network, node, aten.group_norm.default, x, groups, weight, bias, eps)
+    given = _given(node, "input", "group", "weight", "bias", "eps")
+    _first(network, node, aten.group_norm.default, *given)
 
 
 @rewrite("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "native_batch_norm")
 def _batch_norm(network: Network, node: fx.Node) -> None:
-    x, weight, bias = node.args[:3]
-    mean, var = argument(node, "running_mean"), argument(node, "running_var")
-    training = argument(node, "training", False)
-    momentum, eps = argument(node, "momentum"), argument(node, "eps")
-    _first(network, node, aten.batch_norm.default, x, weight, bias, mean, var, training, momentum, eps, False)
+    tensors = _given(node, "input", "weight", "bias", "running_mean", "running_var")
+    training, numbers = argument(node, "training", False), _given(node, "momentum", "eps")
+    _first(network, node, aten.batch_norm.default, *tensors, training, *numbers, False)
 
 
 # --- softmax and pools ------------------------------------------------------------------------------------------------
@@ -65,7 +67,7 @@ def _batch_norm(network: Network, node: fx.Node) -> None:
 def _softmax(network: Network, node: fx.Node) -> fx.Node | None:
     twins = {aten._softmax.default: aten.softmax.int, aten._log_softmax.default: aten.log_softmax.int}
     twin = twins.get(node.target)  # type: ignore[call-overload]
-    x, axis, widened = node.args
+    x, axis, widened = _given(node, "self", "dim", "half_to_float")
     return None if twin is None or widened else emit(network, node, twin, x, axis)
 
 
@@ -92,11 +94,11 @@ def _attention(network: Network, node: fx.Node) -> None:
     quantized = getattr(node.target, "_overloadname", "") != "default"
     if quantized or argument(node, "dropout_p", 0.0) or argument(node, "enable_gqa", False):
         return
-    query, key, value = node.args[:3]
+    inputs = _given(node, "query", "key", "value")
     mask = argument(node, "attn_mask", argument(node, "attn_bias"))
     causal, scale = argument(node, "is_causal", False), argument(node, "scale")
     twin = aten.scaled_dot_product_attention.default
-    _first(network, node, twin, query, key, value, mask, 0.0, causal, scale=scale)
+    _first(network, node, twin, *inputs, mask, 0.0, causal, scale=scale)
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------

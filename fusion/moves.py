@@ -94,8 +94,11 @@ def _pad(source: Any, axis: int, index: list[int], size: int) -> Call | None:
     if axis < 2 or not 1 <= padded <= 3 or len(index) <= size:
         return None
     total = len(index) - size
+    tried = {"reflect": index[0], "replicate": index.count(0) - 1}
     found = (
-        (mode, left) for mode in _PADS for left in range(total + 1) if index == _read(mode, left, total, size)
+        (mode, left)
+        for mode, left in tried.items()
+        if 0 <= left <= total and index == _read(mode, left, total, size)
     )
     mode, left = next(found, ("", 0))
     if not mode:

@@ -189,3 +189,39 @@ def agree(plain: Network, decomposed: Network, x: Tensor) -> None:
 def test_a_decomposed_network_is_explained_like_the_network(name: str) -> None:
     torch.manual_seed(0)
     agree(*both(Around({**ACTIVATIONS, **LAYERS}[name])))
+
+
+@pytest.mark.parametrize(
+    "kernel", ["_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"]
+)
+def test_a_processors_own_attention_is_attention(kernel: str) -> None:
+    """As programs have it that older exporters decomposed."""
+    own = getattr(torch.ops.aten, kernel)
+
+    def parts(x: Tensor) -> list[Tensor]:
+        return [x[:, 2 * i : 2 * i + 2] for i in range(3)]
+
+    networks, x = [], torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    for attend in (
+        lambda x: own(*parts(x), scale=0.4)[0],
+        lambda x: F.scaled_dot_product_attention(*parts(x), scale=0.4),
+    ):
+        torch.manual_seed(0)
+        module = Around(attend).eval().double()
+        networks.append(from_exported(torch.export.export(module, (x,), dynamic_shapes=({0: Dim.AUTO},))))
+    assert "scaled_dot_product_attention" in {layer.op for layer in networks[0].layers()}
+    agree(networks[1], networks[0], x)
+
+
+def test_results_that_only_training_reads_are_no_reason_to_guess() -> None:
+    """Where a norm's statistics are read as well, the operator stays what it is."""
+
+    def statistics(x: Tensor) -> Tensor:
+        y, mean, _ = torch.ops.aten.native_layer_norm(x, [SIZE], None, None, 1e-5)
+        return y + mean
+
+    x = torch.randn(2, 3, SIZE, SIZE)
+    program = torch.export.export(Around(statistics).eval(), (x,), dynamic_shapes=({0: Dim.AUTO},))
+    network = from_exported(program)
+    torch.testing.assert_close(network(x), program.module()(x))
+    assert not any(layer.op == "layer_norm" for layer in network.layers())

@@ -8,6 +8,7 @@ from fusion.distances import recognize_distances
 from fusion.idle import drop_idle
 from fusion.instance_norm import recognize_instance_norms
 from fusion.lengths import recognize_lengths
+from fusion.logsumexp import recognize_logsumexp
 from fusion.moves import recognize_moves
 from fusion.network import Network, annotate
 from fusion.products import recognize_products
@@ -20,6 +21,7 @@ _SHAPED = (
     recognize_attention,
     recognize_moves,
     recognize_lengths,
+    recognize_logsumexp,
     recognize_instance_norms,
     recognize_activations,
 )

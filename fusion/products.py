@@ -13,7 +13,7 @@ from torch import fx
 
 from fusion.idle import sizes_of
 from fusion.network import Network
-from fusion.normalize import is_call, rewrite
+from fusion.normalize import argument, is_call, rewrite
 
 aten = torch.ops.aten
 
@@ -23,7 +23,9 @@ def recognize_products(network: Network) -> bool:
     shapes, and gives new nodes theirs."""
     found = False
     for node in list(network.graph.nodes):
-        new = _linear(network, node) or _matmul(network, node) or _biased(network, node)
+        new = (
+            _late(network, node) or _linear(network, node) or _matmul(network, node) or _biased(network, node)
+        )
         if new is not None:
             found = True
             if not new.meta.get("layer") and new.op == "call_function":
@@ -36,6 +38,25 @@ def recognize_products(network: Network) -> bool:
 
 
 # --- linear layers ----------------------------------------------------------------------------------------------------
+def _late(network: Network, node: fx.Node) -> fx.Node | None:
+    """x W and x W + b where W or b were computed from constants, and are known only now."""
+    if is_call(node, "addmm"):
+        bias, x, w = node.args
+        if argument(node, "beta") != 1 or argument(node, "alpha") != 1:
+            return None
+    elif is_call(node, "mm", "matmul"):
+        bias, (x, w) = None, node.args[:2]
+    else:
+        return None
+    matrix, vector = network.constant(w), network.constant(bias)
+    if matrix is None or matrix.ndim != 2 or network.constant(x) is not None:
+        return None
+    if bias is not None and (vector is None or tuple(vector.shape) != tuple(matrix.shape[1:])):
+        return None
+    weight = network.add_constant(str(w.target), matrix.t().contiguous(), before=node)  # type: ignore[union-attr]
+    return _called(network, node, node, aten.linear.default, x, weight, *([] if bias is None else [bias]))
+
+
 def _linear(network: Network, node: fx.Node) -> fx.Node | None:
     """reshape(linear(reshape(x))) with all axes but the last folded together is linear(x)."""
     layer: Any = node.args[0] if is_call(node, "reshape") else None
@@ -82,11 +103,8 @@ def _matmul(network: Network, node: fx.Node) -> fx.Node | None:
     if sizes_of(product)[-2:] != answer[-2:]:
         return None
     a, b = _unrepeated(factors, [size for _, size in answer[:-2]])
-    matrix = network.constant(b)
-    if matrix is not None and matrix.ndim == 2 and network.constant(a) is None:
-        weight = network.add_constant(str(b.target), matrix.t().contiguous(), before=node)
-        return _called(network, node, product, aten.linear.default, a, weight)
-    return _called(network, node, product, aten.matmul.default, a, b)
+    new = _called(network, node, product, aten.matmul.default, a, b)
+    return _late(network, new) or new
 
 
 def _unrepeated(factors: list[Any], leading: list[int]) -> list[Any]:

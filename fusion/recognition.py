@@ -10,7 +10,7 @@ from fusion.instance_norm import recognize_instance_norms
 from fusion.lengths import recognize_lengths
 from fusion.logsumexp import recognize_logsumexp
 from fusion.moves import recognize_moves
-from fusion.network import Network, annotate
+from fusion.network import Network, annotate, prune
 from fusion.products import recognize_products
 from fusion.recognize import recognize
 
@@ -34,3 +34,4 @@ def recognized(network: Network) -> None:
         step(network)
     if recognize(network) | recognize_distances(network):
         annotate(network)
+    prune(network)

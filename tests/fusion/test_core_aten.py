@@ -59,6 +59,20 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+class Computed(nn.Module):
+    """A layer without a bias for one part of what it answers (EVA-02), another of weights of length one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.other = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(4, 8))
+        self.bias = nn.Parameter(torch.randn(4))
+        self.register_buffer("none", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight, torch.cat([self.bias, self.none]))  # type: ignore[list-item]
+        return F.linear(y.relu(), F.normalize(self.other, dim=1))
+
+
 class MultiHead(nn.Module):
     """torch's own attention, which lays tokens before samples."""
 
@@ -134,6 +148,7 @@ LAYERS: dict[str, Function] = {
     "linear layer of maps": nn.Linear(SIZE, 4),
     "linear layer of tokens": Tokens(nn.Linear(6, 4)),
     "linear layer of moved tokens": Tokens(Moved(nn.Linear(6, 4))),
+    "linear layer of weights and biases that are computed": Tokens(Computed()),
     "product of maps": lambda x: x @ x.transpose(-1, -2),
     "attention": Tokens(Attention()),
     "attention with a mask": Tokens(Attention(torch.linspace(-1, 1, 81).reshape(9, 9))),

@@ -67,7 +67,7 @@ _BENDING = {
     "abs", "clamp", "clamp_max", "clamp_min", "erf", "exp", "expm1", "hardsigmoid", "hardtanh", "maximum", "minimum",
     "relu", "relu6", "sigmoid", "softplus", "tanh", "where",
 }  # fmt: skip
-_LAST = {"add", "div", "log", "log1p", "mul", "where"}
+_LAST = {"add", "clamp", "div", "log", "log1p", "mul", "where"}
 
 
 def recognize_activations(network: Network) -> bool:
@@ -197,6 +197,7 @@ def _slopes(network: Network, node: fx.Node) -> bool:
     if (
         list(condition.args[:2]) != [x, 0]
         or weight is None
+        or weight.dtype != node.meta["dtype"]
         or x.meta.get("shape") != shape
         or len(shape) < 2
         or not (weight.numel() == 1 or _along_channels(tuple(weight.shape), shape))

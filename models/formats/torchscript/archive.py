@@ -11,6 +11,7 @@ import ast
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +25,7 @@ from models.formats.torchscript.allowed import (
     UNREADABLE,
     vocabulary,
 )
+from models.formats.torchscript.enums import enumerations
 from models.scan.pickles import scan_entries
 from models.scan.scripts import Call, Scripts, dotted, parse, scan_scripts
 from models.scan.zips import DAMAGE, Contents, contents, damaged
@@ -37,9 +39,10 @@ MAX_METADATA_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Archive:
-    """The extra files that an archive of a network brings along."""
+    """The extra files that an archive of a network brings along, and the enumerations of its code by their names."""
 
     metadata: Mapping[str, Any]
+    enums: Mapping[str, type[Enum]]
 
 
 def inspect(path: Path) -> Archive:
@@ -60,7 +63,7 @@ def inspect(path: Path) -> Archive:
     call = scan_scripts(scripts, vocabulary(), path.name)
     if call is not None:
         raise _refused(call, scripts, path.name)
-    return Archive(_metadata(found))
+    return Archive(_metadata(found), enumerations(scripts))
 
 
 def _may_be_compressed(name: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusion.errors import BadFile, ClearfoldError, UnsupportedOperator
 from models.formats.portions import any_number
 from models.formats.probing import check_finite, find_example, first_line, map_tensors
-from models.formats.torchscript import integers
+from models.formats.torchscript import enums, integers
 from models.formats.torchscript.archive import inspect
 from models.formats.torchscript.layers import Script, ScriptLayer, ScriptNetwork
 from models.formats.torchscript.packed import Packed
@@ -46,7 +46,8 @@ def read(path: str | Path, *, size: tuple[int, int] | None = None) -> TorchScrip
     path = Path(path)
     archive = inspect(path)
     functions, root = _load(path)
-    module = _mirror(root, functions)
+    with enums.known(archive.enums):
+        module = _mirror(root, functions)
     check_finite(module)
     notes = integers.notes(_nodes(module))
     size = size or read_metadata(archive.metadata).get("size")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion.errors import BadFile, ClearfoldError
+from fusion.errors import BadFile
 from fusion.outputs import Kind
 from models.formats.onnx import quantized
 from models.formats.onnx.file import OnnxFile, flatten
@@ -62,12 +62,7 @@ def read(path: Path, *, size: tuple[int, int] | None = None) -> OnnxSource:
         raise BadFile("The file declares no output. Export it again.")
     image = find(asked(file), size)
     file, set_aside = alone(file, image)
-    try:
-        plan = make(file, image)
-    except (ClearfoldError, MemoryError):
-        raise
-    except Exception as error:  # a damaged name or attribute surfaces anywhere, as anything
-        raise BadFile(f"{name} is not a readable ONNX file: {error}. Export it again.") from error
+    plan = make(file, image)
     return OnnxSource(
         module=OnnxModule(plan),
         example=torch.zeros(2, *image.sample),

@@ -15,7 +15,7 @@ import torch
 from onnx_ir.passes.common import InlinePass
 from torch import Tensor
 
-from fusion.errors import BadFile, ClearfoldError, NonFiniteWeights, UnsupportedOperator
+from fusion.errors import BadFile, NonFiniteWeights, UnsupportedOperator
 from fusion.network import is_finite
 from models.formats.onnx.registry import Body, Node
 from models.formats.onnx.values import widened
@@ -63,17 +63,22 @@ def parse(data: bytes, name: str) -> OnnxFile:
 
 def flatten(proto: onnx.ModelProto, name: str) -> OnnxFile:
     """The network of a decoded file, with weights of its own, so that the decoded file can go."""
+    own = frozenset(output for node in proto.graph.node for output in node.output if output)
+    return _flat(_inlined(proto, name), name, own)
+
+
+def _inlined(proto: onnx.ModelProto, name: str) -> ir.Model:
+    """The network as onnx_ir has it, with functions in the place of their calls and the nodes in order."""
     try:
-        own = frozenset(name for node in proto.graph.node for name in node.output if name)
         model = ir.from_proto(proto)
         _keep_versions(model)
         InlinePass()(model)
         model.graph.sort()  # exporters write nodes in order, other tools need not
-        return _flat(model, name, own)
-    except (ClearfoldError, MemoryError):
+    except MemoryError:
         raise
-    except Exception as error:  # damaged fields surface anywhere, as anything
+    except Exception as error:  # onnx_ir meets damaged fields anywhere, and says so by any error
         raise BadFile(f"{name} is not a readable ONNX file: {_line(error)}. Export it again.") from error
+    return model
 
 
 def _keep_versions(model: ir.Model) -> None:

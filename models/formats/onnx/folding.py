@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from fusion.errors import BadFile, ClearfoldError, UnsupportedOperator
+from fusion.errors import BadFile, UnsupportedOperator
 from models.formats.onnx import lowerings, operators  # noqa: F401  (they fill the registries)
 from models.formats.onnx.expansion import Worklist, expand, why_not
+from models.formats.onnx.explained import explained
 from models.formats.onnx.file import OnnxFile
 from models.formats.onnx.names import with_path
 from models.formats.onnx.patterns import Known, live
@@ -61,7 +61,8 @@ def fold(nodes: Iterable[Node], known: dict[str, Known]) -> list[Node]:
         return known[name].tensor if name in known else None
 
     for node in todo:
-        expanded = expand(node, known, look)
+        with explained(node):
+            expanded = expand(node, known, look)
         if expanded is not None:
             todo.put(expanded)
         elif all(name in known or not name for name in node.inputs):
@@ -105,25 +106,3 @@ def fold_one(node: Node, known: dict[str, Known]) -> None:
 
 def as_array(constant: Known) -> Numbers:
     return constant.tensor.numpy()
-
-
-@contextmanager
-def explained(node: Node) -> Iterator[None]:
-    """Turn whatever an operator raises into an error that names the layer."""
-    try:
-        yield
-    except (ClearfoldError, MemoryError):
-        raise
-    except Exception as error:
-        if "allocate memory" in str(error):  # torch has no class for that
-            raise MemoryError(str(error)) from error
-        line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
-        if not isinstance(
-            error, RuntimeError
-        ):  # what Python says of indices and lengths, not torch of shapes
-            line = f"its inputs and attributes do not fit together ({line.rstrip('.')})"
-        raise BadFile(
-            f"Layer '{node.called}' ({node.title}) cannot run: {line.rstrip('.')}. "
-            "Check that the file runs in ONNX Runtime at this image size, "
-            "and export it with a dynamic batch dimension."
-        ) from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from models.formats.onnx.explained import explained
 from models.formats.onnx.registry import OWN, Node
 
 
@@ -80,7 +81,8 @@ def simplify(nodes: Iterable[Node], known: dict[str, Known], outputs: Iterable[s
     region = Region(nodes, known, outputs)
     replaced: dict[tuple[str, ...], Node] = {}
     for node in region.nodes:
-        match = _PATTERNS[node.op](region, node) if node.domain == "" and node.op in _PATTERNS else None
+        with explained(node):
+            match = _PATTERNS[node.op](region, node) if node.domain == "" and node.op in _PATTERNS else None
         if match is not None:
             replaced[match[1].outputs] = match[0]
     return live((replaced.get(node.outputs, node) for node in region.nodes), outputs)

@@ -17,7 +17,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from fusion.errors import BadFile, ClearfoldError
 from models.formats.onnx.batch import Batched, follow_batch
 from models.formats.onnx.expansion import Worklist, expand
-from models.formats.onnx.folding import as_array, explained, fold_one, operator_of
+from models.formats.onnx.explained import explained
+from models.formats.onnx.folding import as_array, fold_one, operator_of
 from models.formats.onnx.parts import by_image
 from models.formats.onnx.patterns import Known
 from models.formats.onnx.registry import Node, Operator, find_arithmetic
@@ -111,7 +112,8 @@ class Walk:
             try:
                 if node.outputs in left_out:
                     raise left_out[node.outputs]
-                expanded = expand(node, self.known, self._look)
+                with explained(node):
+                    expanded = expand(node, self.known, self._look)
                 if expanded is None:
                     self._pass(node)
                 else:
@@ -138,8 +140,12 @@ class Walk:
                 "which nothing in the file computes. Export it again."
             )
         self.maker.update((name, node) for name in node.outputs if name)
-        for each in self.singles.on_batch(node) if self.declared == 1 else (node,):
-            for part in self._by_image(each):
+        with explained(node):
+            nodes = self.singles.on_batch(node) if self.declared == 1 else [node]
+        for each in nodes:
+            with explained(node):
+                parts = self._by_image(each)
+            for part in parts:
                 self._run(part)
 
     def _by_image(self, node: Node) -> list[Node]:

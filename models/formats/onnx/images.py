@@ -77,6 +77,8 @@ def _is_image(input: Input) -> bool:
     """Whether an input among several is one: pixels of so many channels that an image has."""
     if input.shape is None or len(input.shape) != 4 or input.dtype not in (*_FLOATS, ir.DataType.UINT8):
         return False
+    if max(side or 2 for side in input.shape[1:3]) == 1 or max(side or 2 for side in input.shape[2:]) == 1:
+        return False  # a constant by channel that a converter left out
     return input.shape[1] in CHANNELS or input.shape[3] in CHANNELS
 
 

@@ -85,3 +85,10 @@ def test_two_images_are_too_many(save: Save) -> None:
 def test_an_input_that_nothing_reads_is_no_image(save: Save) -> None:
     """As converters leave constants of the normalization that they folded."""
     agrees(save(beside([], [("normalization/Sqrt/x:0", TensorProto.FLOAT, (1, 1, 1, 3))], ["y"])))
+
+
+def test_a_constant_that_the_file_lacks_is_named(save: Save) -> None:
+    """As Keras leaves the mean of a normalization for an input."""
+    node = helper.make_node("Sub", ["y", "normalization/Sub/y:0"], ["z"])
+    with pytest.raises(BadFile, match="depends on 'normalization/Sub/y:0' as well as on the image 'x'"):
+        read(save(beside([node], [("normalization/Sub/y:0", TensorProto.FLOAT, (1, 1, 1, 3))], ["z"])))

@@ -23,7 +23,7 @@ from models.worker import Say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fusion import Certificate
+    from fusion import Certificate, Network
     from models import Opened
     from models.preprocess import InputSpec
 
@@ -79,7 +79,9 @@ def convert(
     opened = replace(opened, network=fused.network)  # the one before is not needed any more
     release()
     say("certifying")
-    certificate = fusion.certify(opened.original, fused.network, certification_inputs(spec))
+    inputs = certification_inputs(spec)
+    certificate = fusion.certify(opened.original, fused.network, inputs)
+    check_apart(fused.network, inputs[-2:])
     notes = (*opened.notes, *_judge(certificate, DIFFERENT_STEPS if opened.quantized else DIFFERENT))
     manifest = {
         "name": name or _name(source),
@@ -158,6 +160,26 @@ def certification_inputs(spec: "InputSpec") -> list["Tensor"]:
         return low + (high - low) * interpolate(blocks, size=spec.size, mode="nearest")
 
     return [image(index) for index in range(CERTIFIED_ON)]
+
+
+def check_apart(network: "Network", images: "Sequence[Tensor]") -> None:
+    """Hold a network's answers for several images at once against those for each: a file for one image may leave open
+    where its batch is, and then the runtime cannot tell. Raises NotEquivalent."""
+    import torch
+
+    import fusion
+
+    def one_by_one(x: "Tensor") -> tuple["Tensor", ...]:
+        answers = [network(image[None]) for image in x]
+        columns = zip(*answers, strict=True) if isinstance(answers[0], tuple) else [answers]
+        return tuple(torch.cat(list(column)) for column in columns)
+
+    difference = fusion.certify(one_by_one, network, [torch.cat(list(images))]).max_relative
+    if not difference <= DIFFERENT:  # also when it is NaN
+        raise NotEquivalent(
+            f"Its answer for an image depends on the images beside it: two at once differ by {difference:.2g} "
+            "(relative) from one by one. Export the network in evaluation mode, with a dynamic batch dimension."
+        )
 
 
 def _judge(certificate: "Certificate", bound: float) -> tuple[str, ...]:

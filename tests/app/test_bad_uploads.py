@@ -149,8 +149,10 @@ class TestBadFiles:
 
 
 class _Deciding(nn.Module):
+    """It decides pixel by pixel, so there is nothing that it chooses from but the image."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean((2, 3)).argmax(1)
+        return (x > 0).flatten(1).int()
 
 
 class _Sorting(nn.Module):

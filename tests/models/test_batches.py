@@ -14,6 +14,7 @@ import fusion
 import lrp
 import models
 from fusion.errors import BadInput
+from models.convert import NotEquivalent, check_apart
 from models.formats.portions import any_number, in_portions
 from tests.models.nets import small
 
@@ -140,3 +141,17 @@ def test_what_is_wrong_with_the_image_is_said_as_it_is() -> None:
 
     with pytest.raises(BadInput, match="too small"):
         any_number(run, 2)(torch.zeros(3, 1))
+
+
+def test_a_network_that_mixes_its_images_is_not_stored() -> None:
+    class Mixing(nn.Module):
+        """Batch statistics, as a network has them that was exported while it was trained."""
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = x.mean((2, 3))
+            return y, y - y.mean(0, keepdim=True)
+
+    x = torch.randn(2, 3, SIZE, SIZE)
+    check_apart(fusion.capture(small(), (x,)), x.split(1))
+    with pytest.raises(NotEquivalent, match="images beside it"):
+        check_apart(fusion.capture(Mixing(), (x,)), x.split(1))

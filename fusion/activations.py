@@ -25,6 +25,8 @@ _MOST_NUMBERS = 6
 _POINTS = torch.cat(
     [torch.linspace(-9, 9, 37, dtype=torch.float64), torch.tensor([-30.0, -3.0, 0.1234, 3.0, 25.0]).double()]
 )
+# Where bounds may lie that the points do not reach; chains that are written with exponentials overflow there.
+_FAR = torch.logspace(1, 6, 31, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def recognize_activations(network: Network) -> bool:
 
 def _chain(network: Network, last: fx.Node) -> bool:
     nodes = _behind(last)
-    if not any(op_name(node) in _BENDING for node in nodes):
+    if len(nodes) < 2 or not any(op_name(node) in _BENDING for node in nodes):
         return False
     for root in _roots(network, nodes):
         if root.meta.get("shape") != last.meta["shape"] or root.meta.get("dtype") != last.meta["dtype"]:
@@ -94,11 +96,33 @@ def _chain(network: Network, last: fx.Node) -> bool:
         if not isinstance(values, Tensor) or values.shape != _POINTS.shape:
             continue
         match = _match(values, sorted(reading.numbers)[:_MOST_NUMBERS])
-        if match is not None:
+        if match is not None and _holds(network, last, nodes, root, reading.numbers, *match):
             activation, arguments = match
             _write(network, last, activation.target, (root, *arguments), activation.kwargs)
             return True
     return False
+
+
+def _holds(
+    network: Network,
+    last: fx.Node,
+    nodes: list[fx.Node],
+    root: fx.Node,
+    numbers: set[float],
+    activation: Activation,
+    arguments: tuple[float, ...],
+) -> bool:
+    """Whether a chain is the activation far out too, and on both sides of its own numbers, of their products and
+    quotients: there it may bend."""
+    own = torch.tensor(sorted(numbers), dtype=torch.float64)
+    own = own[(own != 0) & torch.isfinite(own)]
+    bends = torch.cat([own, (own[:, None] * own).flatten(), (own[:, None] / own).flatten()])
+    around = torch.cat([bends * f for f in (0.5, 0.999, 1.001, 2.0)])
+    points = torch.cat([_FAR, -_FAR, around, -around])
+    values = _Reading(network, nodes, {root: points}).value(last)
+    wanted = activation.target(points, *arguments, **activation.kwargs)
+    finite = torch.isfinite(values)
+    return torch.allclose(values[finite], wanted[finite], rtol=1e-5, atol=1e-6)
 
 
 def _match(values: Tensor, numbers: list[float]) -> tuple[Activation, tuple[float, ...]] | None:

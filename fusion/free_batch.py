@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 
-from fusion.network import Network, call, graph_module, op_name, prune
+from fusion.network import Network, call, op_name, prune
 from fusion.targets import expanded, reshaped
 from fusion.tracing import TRACING
 
@@ -59,9 +59,8 @@ def keeps_apart(network: Network) -> bool:
     noise = torch.randn(2, *image["shape"][1:], generator=torch.Generator().manual_seed(0))
     pixels = noise if image["dtype"].is_floating_point else noise.mul(64).add(128).clamp(0, 255)
     x = pixels.to(network.device, image["dtype"])
-    module = graph_module(network.constants, network.graph, "Freed")
-    with torch.no_grad():
-        both, *each = (_tensors(module(part)) for part in (x, x[:1], x[1:]))
+    freed = network.copy()  # a graph belongs to the module that runs it, and this one goes on changing
+    both, *each = (_tensors(freed(part)) for part in (x, x[:1], x[1:]))
     follow = [node.meta["shape"][:1] == (None,) for node in network.output_values]
     pairs = (
         (got, torch.cat(alone)) for got, *alone, counts in zip(both, *each, follow, strict=True) if counts

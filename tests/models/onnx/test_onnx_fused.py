@@ -289,8 +289,8 @@ def test_an_attribute_that_is_not_known_is_refused(save: Save) -> None:
 
 
 def test_an_operator_that_is_not_known_is_refused(save: Save) -> None:
-    node = fused("MatMulNBits", ["t"], ["u"])
-    with pytest.raises(UnsupportedOperator, match=r"com\.microsoft::MatMulNBits"):
+    node = fused("QMoE", ["t"], ["u"])
+    with pytest.raises(UnsupportedOperator, match=r"com\.microsoft::QMoE"):
         read(save(tokens([node], {}, channels=4)))
 
 

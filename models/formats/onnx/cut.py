@@ -181,7 +181,8 @@ class _Frontier:
         """Beside boxes, a table has a number for each of them, and none for classes."""
         if not any(map(self._is_boxes, self.roles)):
             return {}
-        return {name: "vector" for name in self.roles if self.walk.values[name].ndim == 2}
+        shapes = {name: self.walk.values[name].shape for name in self.roles}
+        return {name: "vector" for name, shape in shapes.items() if all(size == 1 for size in shape[2:])}
 
     def _is_boxes(self, name: str) -> bool:
         by_role = any(position == 0 and _is_suppression(op) for op, position in self.roles[name])

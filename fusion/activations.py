@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fusion.network import Network, op_name
-from fusion.normalize import is_call
+from fusion.normalize import is_call, put
 
 aten = torch.ops.aten
 
@@ -72,22 +72,18 @@ _BENDING = {
 _LAST = {"add", "clamp", "div", "log", "log1p", "mul", "where"}
 
 
-def recognize_activations(network: Network) -> bool:
-    """Write one operator for every chain that computes an activation, in place; whether there was one. Needs shapes,
-    and gives new nodes theirs."""
-    found = False
+def recognize_activations(network: Network) -> None:
+    """Write one operator for every chain that computes an activation, in place. Needs shapes, and gives new nodes
+    theirs."""
     for node in list(network.graph.nodes):
-        if is_call(node, *_LAST) and node.users and _is_floating(node):
-            found |= _slopes(network, node) or _chain(network, node)
-    if found:
-        network.graph.eliminate_dead_code()
-    return found
+        if is_call(node, *_LAST) and node.users and _is_floating(node) and not _slopes(network, node):
+            _chain(network, node)
 
 
-def _chain(network: Network, last: fx.Node) -> bool:
+def _chain(network: Network, last: fx.Node) -> None:
     nodes = _behind(last)
     if len(nodes) < 2 or not any(op_name(node) in _BENDING for node in nodes):
-        return False
+        return
     for root in _roots(network, nodes):
         if root.meta.get("shape") != last.meta["shape"] or root.meta.get("dtype") != last.meta["dtype"]:
             continue
@@ -98,9 +94,8 @@ def _chain(network: Network, last: fx.Node) -> bool:
         match = _match(values, sorted(reading.numbers)[:_MOST_NUMBERS])
         if match is not None and _holds(network, last, nodes, root, reading.numbers, *match):
             activation, arguments = match
-            _write(network, last, activation.target, (root, *arguments), activation.kwargs)
-            return True
-    return False
+            put(network, last, activation.target, root, *arguments, **activation.kwargs)
+            return
 
 
 def _holds(
@@ -134,19 +129,6 @@ def _match(values: Tensor, numbers: list[float]) -> tuple[Activation, tuple[floa
             if torch.allclose(values, wanted, rtol=1e-5, atol=1e-6):
                 return activation, arguments
     return None
-
-
-def _write(
-    network: Network,
-    last: fx.Node,
-    target: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> None:
-    with network.graph.inserting_before(last):
-        new = network.graph.call_function(target, args, dict(kwargs))
-    new.meta = {**last.meta}
-    last.replace_all_uses_with(new)
 
 
 def _is_floating(node: fx.Node) -> bool:
@@ -230,7 +212,7 @@ def _slopes(network: Network, node: fx.Node) -> bool:
     slope = slopes[0]
     if weight.ndim != 1:
         slope = network.add_constant(str(slope.target), weight.reshape(-1).contiguous(), before=node)
-    _write(network, node, aten.prelu.default, (x, slope), {})
+    put(network, node, aten.prelu.default, x, slope)
     return True
 
 

@@ -11,49 +11,39 @@ import torch
 from torch import fx
 
 from fusion.network import Network
-from fusion.normalize import argument, is_call
+from fusion.normalize import argument, is_call, put
 
 aten = torch.ops.aten
 
 
-def recognize_attention(network: Network) -> bool:
-    """Write scaled_dot_product_attention where it is spelled out, in place; whether it was. Needs shapes, and gives new
-    nodes theirs."""
-    found = False
+def recognize_attention(network: Network) -> None:
+    """Write scaled_dot_product_attention where it is spelled out, in place. Needs shapes, and gives new nodes
+    theirs."""
     for node in list(network.graph.nodes):
         if is_call(node, "matmul", "bmm"):
-            found |= _attention(network, node)
-    if found:
-        network.graph.eliminate_dead_code()
-    return found
+            _attention(network, node)
 
 
-def _attention(network: Network, node: fx.Node) -> bool:
+def _attention(network: Network, node: fx.Node) -> None:
     weights, value = node.args[:2]
     softmax: Any = _unguarded(weights)
     rank = len(node.meta["shape"])
     if softmax is None or int(softmax.args[1]) not in (-1, rank - 1):
-        return False
+        return
     scores: Any = softmax.args[0]
     mask = None
     product: Any = scores
     if is_call(scores, "add") and argument(scores, "alpha", 1) == 1:
         product, mask = scores.args[:2]
     if not is_call(product, "matmul", "bmm"):
-        return False
+        return
     query, key = (_scaled(factor) for factor in product.args[:2])
     if query is None or key is None or query[1] != key[1]:
-        return False
+        return
     with network.graph.inserting_before(node):
         rows = _swapped(network, key[0])
-        new = network.graph.call_function(
-            aten.scaled_dot_product_attention.default,
-            (query[0], rows, value, mask, 0.0, False),
-            {"scale": query[1] * key[1]},
-        )
-    new.meta = {**node.meta}
-    node.replace_all_uses_with(new)
-    return True
+    target, scale = aten.scaled_dot_product_attention.default, query[1] * key[1]
+    put(network, node, target, query[0], rows, value, mask, 0.0, False, scale=scale)
 
 
 def _unguarded(node: Any) -> fx.Node | None:

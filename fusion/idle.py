@@ -15,18 +15,13 @@ from fusion.normalize import is_call
 CASTING = ("to", "_to_copy")
 
 
-def drop_idle(network: Network) -> bool:
-    """Read past nodes that change nothing, in place; whether there was one. Needs shapes, and leaves all of them."""
-    found = False
+def drop_idle(network: Network) -> None:
+    """Read past nodes that change nothing, in place. Needs shapes, and leaves all of them."""
     for node in list(network.graph.nodes):
         source = _read_by(node)
         if source is not None:
             node.replace_all_uses_with(source)
             network.graph.erase_node(node)  # or what it read would seem to have another reader
-            found = True
-    if found:
-        network.graph.eliminate_dead_code()
-    return found
 
 
 def sizes_of(node: fx.Node) -> list[tuple[int | None, int]]:

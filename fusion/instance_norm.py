@@ -11,46 +11,36 @@ import torch
 from torch import fx
 
 from fusion.network import Network
-from fusion.normalize import argument, is_call
+from fusion.normalize import argument, is_call, put
 
 aten = torch.ops.aten
 
 
-def recognize_instance_norms(network: Network) -> bool:
-    """Write instance_norm where a batch norm stands for it, in place; whether there was one. Needs shapes, and gives
-    new nodes theirs."""
-    found = False
+def recognize_instance_norms(network: Network) -> None:
+    """Write instance_norm where a batch norm stands for it, in place. Needs shapes, and gives new nodes theirs."""
     for node in list(network.graph.nodes):
         norm: Any = node.args[0] if is_call(node, "reshape") else None
         if is_call(norm, "batch_norm") and len(norm.users) == 1 and is_call(norm.args[0], "reshape"):
-            found |= _write(network, node, norm)
-    if found:
-        network.graph.eliminate_dead_code()
-    return found
+            _write(network, node, norm)
 
 
-def _write(network: Network, node: fx.Node, norm: fx.Node) -> bool:
+def _write(network: Network, node: fx.Node, norm: fx.Node) -> None:
     folded: Any = norm.args[0]
     source: Any = folded.args[0]
     shape = source.meta["shape"]
     if node.meta["shape"] != shape or len(shape) < 3 or None in shape[1:]:
-        return False
+        return
     samples, channels = source.meta["example"][:2]
     if norm.meta["example"] != (1, samples * channels, *shape[2:]):
-        return False
+        return
     names = ("weight", "bias", "running_mean", "running_var")
     vectors = [_per_channel(network, argument(norm, name), channels, node) for name in names]
     if any(len(found) == 0 for found in vectors):
-        return False
+        return
     training, momentum, eps = (argument(norm, name) for name in ("training", "momentum", "eps"))
-    with network.graph.inserting_before(node):
-        new = network.graph.call_function(
-            aten.instance_norm.default,
-            (source, *(found[0] for found in vectors), training, momentum, eps, False),
-        )
-    new.meta = {**node.meta, "layer": norm.meta.get("layer", "")}
-    node.replace_all_uses_with(new)
-    return True
+    given = (found[0] for found in vectors)
+    new = put(network, node, aten.instance_norm.default, source, *given, training, momentum, eps, False)
+    new.meta["layer"] = norm.meta.get("layer", "")
 
 
 def _per_channel(network: Network, value: Any, channels: int, before: fx.Node) -> tuple[fx.Node | None, ...]:

@@ -8,15 +8,13 @@ import torch
 from torch import fx
 
 from fusion.network import Network
-from fusion.normalize import argument, is_call
+from fusion.normalize import argument, is_call, put
 
 aten = torch.ops.aten
 
 
-def recognize_lengths(network: Network) -> bool:
-    """Write linalg_vector_norm for sum(x ** 2) ** (1/2), in place; whether there was one. Needs shapes, and gives new
-    nodes theirs."""
-    found = False
+def recognize_lengths(network: Network) -> None:
+    """Write linalg_vector_norm for sum(x ** 2) ** (1/2), in place. Needs shapes, and gives new nodes theirs."""
     for node in list(network.graph.nodes):
         total = _rooted(node)
         if not is_call(total, "sum") or total.target is not aten.sum.dim_IntList:
@@ -25,16 +23,7 @@ def recognize_lengths(network: Network) -> bool:
         if not is_call(squares, "pow") or squares.args[1] != 2 or argument(total, "dtype") is not None:
             continue
         axes, keep = argument(total, "dim"), argument(total, "keepdim")
-        with network.graph.inserting_before(node):
-            new = network.graph.call_function(
-                aten.linalg_vector_norm.default, (squares.args[0], 2, axes or None, keep)
-            )
-        new.meta = {**node.meta}
-        node.replace_all_uses_with(new)
-        found = True
-    if found:
-        network.graph.eliminate_dead_code()
-    return found
+        put(network, node, aten.linalg_vector_norm.default, squares.args[0], 2, axes or None, keep)
 
 
 def _rooted(node: fx.Node) -> Any:

@@ -11,30 +11,21 @@ import torch
 from torch import fx
 
 from fusion.network import Network
-from fusion.normalize import argument, is_call
+from fusion.normalize import argument, is_call, put
 
 aten = torch.ops.aten
 
 
-def recognize_logsumexp(network: Network) -> bool:
-    """Write logsumexp where it is spelled out, in place; whether it was. Needs shapes, and gives new nodes theirs."""
-    found = False
+def recognize_logsumexp(network: Network) -> None:
+    """Write logsumexp where it is spelled out, in place. Needs shapes, and gives new nodes theirs."""
     for node in list(network.graph.nodes):
         if not is_call(node, "add") or argument(node, "alpha", 1) != 1:
             continue
         args = next(
             (a for pair in (node.args[:2], node.args[1::-1]) if (a := _read(*pair)) is not None), None
         )
-        if args is None:
-            continue
-        with network.graph.inserting_before(node):
-            new = network.graph.call_function(aten.logsumexp.default, args)
-        new.meta = {**node.meta}
-        node.replace_all_uses_with(new)
-        found = True
-    if found:
-        network.graph.eliminate_dead_code()
-    return found
+        if args is not None:
+            put(network, node, aten.logsumexp.default, *args)
 
 
 def _read(logarithm: Any, added: Any) -> tuple[fx.Node, list[int], bool] | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fusion.network import Network
-from fusion.normalize import is_call
+from fusion.normalize import is_call, put
 
 aten = torch.ops.aten
 
@@ -26,10 +26,9 @@ _PADS: dict[str, tuple[Callable[..., Any], ...]] = {
 }
 
 
-def recognize_moves(network: Network) -> bool:
-    """Write paddings and rolls for the indices that stand for them, in place; whether there was any. Needs shapes, and
-    gives new nodes theirs."""
-    found = False
+def recognize_moves(network: Network) -> None:
+    """Write paddings and rolls for the indices that stand for them, in place. Needs shapes, and gives new nodes
+    theirs."""
     for node in list(network.graph.nodes):
         chosen = _chosen(network, node)
         if chosen is None:
@@ -37,16 +36,9 @@ def recognize_moves(network: Network) -> bool:
         source, axis, index = chosen
         size = source.meta["shape"][axis]
         call = None if size is None else _roll(source, axis, index, size) or _pad(source, axis, index, size)
-        if call is None:
-            continue
-        found = True
-        with network.graph.inserting_before(node):
-            new = network.graph.call_function(*call)
-        new.meta = {**node.meta}
-        node.replace_all_uses_with(new)
-    if found:
-        network.graph.eliminate_dead_code()
-    return found
+        if call is not None:
+            target, args = call
+            put(network, node, target, *args)
 
 
 def _chosen(network: Network, node: fx.Node) -> tuple[fx.Node, int, list[int]] | None:

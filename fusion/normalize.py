@@ -67,6 +67,15 @@ def emit(network: Network, like: fx.Node, target: Callable[..., Any], *args: Any
     return node
 
 
+def put(network: Network, node: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    """A call in the place of another one, whose layer and shape it is given: what read that one reads it."""
+    with network.graph.inserting_before(node):
+        new = emit(network, node, target, *args)
+    new.kwargs = kwargs
+    node.replace_all_uses_with(new)
+    return new
+
+
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
 

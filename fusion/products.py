@@ -18,23 +18,18 @@ from fusion.normalize import argument, is_call, rewrite
 aten = torch.ops.aten
 
 
-def recognize_products(network: Network) -> bool:
-    """Write linear and matmul for what is reshaped before and after a product, in place; whether there was any. Needs
-    shapes, and gives new nodes theirs."""
-    found = False
+def recognize_products(network: Network) -> None:
+    """Write linear and matmul for what is reshaped before and after a product, in place. Needs shapes, and gives new
+    nodes theirs."""
     for node in list(network.graph.nodes):
         new = (
             _late(network, node) or _linear(network, node) or _matmul(network, node) or _biased(network, node)
         )
         if new is not None:
-            found = True
             if not new.meta.get("layer") and new.op == "call_function":
                 new.meta = {**new.meta, "layer": node.meta.get("layer", "")}
             node.replace_all_uses_with(new)
             network.graph.erase_node(node)  # or what it read would seem to have another reader
-    if found:
-        network.graph.eliminate_dead_code()
-    return found
 
 
 # --- linear layers ----------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ def recognized(network: Network) -> None:
     too."""
     for step in _SHAPED:
         step(network)
+        network.graph.eliminate_dead_code()  # or values would seem to have more readers than they have
     if recognize(network) | recognize_distances(network):
         annotate(network)
     prune(network)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.export import Dim, ExportedProgram
@@ -20,7 +19,7 @@ from fusion.errors import CaptureError, ClearfoldError
 from fusion.free_batch import free_batch, keeps_apart
 from fusion.network import Network, annotate, call, check_finite, is_size_arithmetic, op_name, prune
 from fusion.normalize import DROPOUTS, argument, normalize
-from fusion.outputs import names_of
+from fusion.outputs import follows, names_of
 from fusion.recognition import recognized
 from fusion.recognize import recognize_frozen
 from fusion.tracing import TRACING
@@ -95,10 +94,9 @@ def _follows(module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     """Whether a module answers for each of the images."""
     try:
         with torch.no_grad():
-            answers = pytree.tree_leaves(module(*inputs))
+            return follows(module(*inputs), len(inputs[0]))
     except Exception:  # modules raise anything
         return False
-    return any(isinstance(y, Tensor) and y.ndim > 0 and len(y) == len(inputs[0]) for y in answers)
 
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[Any, ...] | None) -> ExportedProgram:

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 
 from fusion.network import Network, call, op_name, prune
+from fusion.outputs import tensors_in
 from fusion.targets import expanded, reshaped
 from fusion.tracing import TRACING
 
@@ -60,7 +61,7 @@ def keeps_apart(network: Network) -> bool:
     pixels = noise if image["dtype"].is_floating_point else noise.mul(64).add(128).clamp(0, 255)
     x = pixels.to(network.device, image["dtype"])
     freed = network.copy()  # a graph belongs to the module that runs it, and this one goes on changing
-    both, *each = (_tensors(freed(part)) for part in (x, x[:1], x[1:]))
+    both, *each = (tensors_in(freed(part)) for part in (x, x[:1], x[1:]))
     follow = [node.meta["shape"][:1] == (None,) for node in network.output_values]
     pairs = (
         (got, torch.cat(alone)) for got, *alone, counts in zip(both, *each, follow, strict=True) if counts
@@ -155,7 +156,7 @@ class _Walk:
             first, second = (call(node, values) for values in given)
         except Exception:  # operators raise anything where shapes do not fit
             return None
-        tensors = _tensors(first), _tensors(second)
+        tensors = tensors_in(first), tensors_in(second)
         if len(tensors[0]) != len(tensors[1]):  # one for each image
             return None
         fits = all(_coefficients(*pair) is not None for pair in zip(*tensors, strict=True))
@@ -290,11 +291,6 @@ class _Walk:
 
 def _broadcasts(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    items = result if isinstance(result, tuple | list) else [result]
-    return [item for item in items if isinstance(item, Tensor)]
 
 
 def _coefficients(first: Tensor, second: Tensor) -> tuple[list[int], int | None] | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import torch.utils._pytree as pytree
+from torch import Tensor
 
 from fusion.errors import NothingToExplain
 
@@ -89,6 +90,18 @@ def names_of(spec: pytree.TreeSpec | None, count: int) -> tuple[str, ...]:
     paths, _ = pytree.tree_flatten_with_path(numbered)
     names = tuple(".".join(_part(key) for key in path) or "output" for path, _ in paths)
     return names if len(set(names)) == count else positions(count)
+
+
+def follows(answers: Any, count: int) -> bool:
+    """Whether something that a network answered has a row for each of so many images."""
+    leaves = pytree.tree_leaves(answers)
+    return any(isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == count for leaf in leaves)
+
+
+def tensors_in(answer: Any) -> list[Tensor]:
+    """The tensors of what a graph answers: one, or several in a tuple or list; none for a number."""
+    items = answer if isinstance(answer, tuple | list) else [answer]
+    return [item for item in items if isinstance(item, Tensor)]
 
 
 def positions(count: int) -> tuple[str, ...]:

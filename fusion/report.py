@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fusion.outputs import tensors_in
+
 Outcome = Literal["folded", "partly", "kept"]
 
 
@@ -103,9 +105,5 @@ def _outputs(
     original: Callable[[Tensor], Any], network: Callable[[Tensor], Any], x: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     with torch.no_grad():
-        pairs = zip(_tensors(original(x)), _tensors(network(x)), strict=True)
+        pairs = zip(tensors_in(original(x)), tensors_in(network(x)), strict=True)
         return [(want.double().cpu(), got.double().cpu()) for want, got in pairs]
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else [t for t in value if isinstance(t, Tensor)]

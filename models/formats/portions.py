@@ -10,6 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from fusion.errors import ClearfoldError
+from fusion.outputs import follows
 
 Run = Callable[[Tensor], Any]
 
@@ -51,12 +52,6 @@ def any_number(run: Run, batch: int) -> Run:
         return answers if len(x) == batch or follows(answers, len(x)) else portions(x)
 
     return whole
-
-
-def follows(answers: Any, count: int) -> bool:
-    """Whether something that a network answered has a row for each of so many images."""
-    leaves = pytree.tree_leaves(answers)
-    return any(isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == count for leaf in leaves)
 
 
 def _joined(column: Sequence[Any], counts: Sequence[int], batch: int) -> Any:

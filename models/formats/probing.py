@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusion import network
 from fusion.errors import BadInput, ClearfoldError
-from models.formats.portions import follows
+from fusion.outputs import follows
 
 DEFAULT_SIZE = (224, 224)
 MAX_CHANNELS = 64
